@@ -1,0 +1,32 @@
+# Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
+"""A user's mistake: one sentence on stderr, exit code 2, no traceback."""
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(ValueError):
+    """A mistake of the user's, told in one sentence.
+
+    The message names the setting or file, what it was, what is allowed and what to do.
+    """
+
+
+def run_tool(main: Callable[[], int | None]) -> None:
+    """Run a command-line tool and leave the process with its exit code.
+
+    Args:
+        main: the tool; returns an exit code or None for 0.
+
+    Raises:
+        SystemExit: always; 2 after a :class:`UserError`, 130 after Ctrl-C.
+    """
+    try:
+        code = main() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code)

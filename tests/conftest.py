@@ -1,0 +1,23 @@
+# Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
+"""For every test: one thread, no GPU of the machine's needed, no screen, the same seed."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers and child processes share the cores
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import random  # noqa: E402
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Every test starts from the same random state, alone or among others."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
