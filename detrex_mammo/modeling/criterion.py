@@ -1,0 +1,144 @@
+# Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
+"""The loss of Deformable DETR over all decoder layers and the encoder's proposals.
+
+B batch, Q queries, K classes, T target boxes of one image, N matched pairs of the batch.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from detrex_mammo.layers import at_least_float32
+from detrex_mammo.modeling.losses import giou_loss, l1_loss, sigmoid_focal_loss
+from detrex_mammo.modeling.matcher import HungarianMatcher, Matching
+
+
+class SetCriterion(nn.Module):
+    """Focal, L1 and GIoU loss of matched predictions; each layer is matched anew.
+
+    Computed in at least float32 whatever the autocast. Auxiliary and encoder losses have the same
+    weights; which of them there are follows from the predictions.
+
+    Args:
+        num_classes (int): K, without background.
+        matcher (HungarianMatcher): assigns predictions to targets.
+        weight_class (float): of the focal loss; 2 is published, 1 is detrex's shipped config.
+        weight_bbox (float): of the L1 loss.
+        weight_giou (float): of the GIoU loss.
+        focal_alpha (float): see :func:`sigmoid_focal_loss`.
+        focal_gamma (float): see :func:`sigmoid_focal_loss`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        matcher: HungarianMatcher,
+        weight_class: float = 2.0,
+        weight_bbox: float = 5.0,
+        weight_giou: float = 2.0,
+        focal_alpha: float = 0.25,
+        focal_gamma: float = 2.0,
+    ):
+        super().__init__()
+        self.num_classes = num_classes
+        self.matcher = matcher
+        self.weight_class = weight_class
+        self.weight_bbox = weight_bbox
+        self.weight_giou = weight_giou
+        self.focal_alpha = focal_alpha
+        self.focal_gamma = focal_gamma
+
+    def forward(
+        self,
+        layer_outputs: Sequence[dict[str, Tensor]],
+        encoder_output: dict[str, Tensor] | None,
+        targets: Sequence[dict[str, Tensor]],
+    ) -> dict[str, Tensor]:
+        """All losses, weighted.
+
+        Args:
+            layer_outputs (Sequence[dict]): predictions of decoder layers, the last one last, each
+                ``pred_logits`` (B, Q, K) and ``pred_boxes`` (B, Q, 4) cxcywh in [0, 1].
+            encoder_output (dict, optional): the same of the encoder's proposals; for its loss every
+                target has label 0, which makes class channel 0 the score of "an object".
+            targets (Sequence[dict]): B images, each ``labels`` (T,) int64 in [0, K) and ``boxes``
+                (T, 4) cxcywh, normalised by the unpadded image; T may be 0, for all of them too.
+
+        Returns:
+            dict[str, Tensor]: ``loss_class``, ``loss_bbox``, ``loss_giou`` of the last layer, with
+            suffix ``_0``, ``_1``, ... of the layers before it and ``_enc`` of the encoder.
+        """
+        suffixes = [f"_{index}" for index in range(len(layer_outputs) - 1)] + [""]
+        outputs, layer_targets = list(layer_outputs), [targets] * len(layer_outputs)
+        if encoder_output is not None:
+            suffixes.append("_enc")
+            outputs.append(encoder_output)
+            layer_targets.append(
+                [{**target, "labels": torch.zeros_like(target["labels"])} for target in targets]
+            )
+        device = outputs[0]["pred_logits"].device
+        losses = {}
+        with torch.autocast(device.type, enabled=False):
+            num_boxes = global_num_boxes(sum(len(t["labels"]) for t in targets), device)
+            matchings = self.matcher(outputs, layer_targets)
+            for suffix, output, images, matching in zip(
+                suffixes, outputs, layer_targets, matchings
+            ):
+                terms = self._losses(output, images, matching, num_boxes)
+                losses.update({name + suffix: value for name, value in terms.items()})
+        return losses
+
+    def _losses(self, output, targets, matching: Matching, num_boxes) -> dict[str, Tensor]:
+        logits = at_least_float32(output["pred_logits"])
+        boxes = at_least_float32(output["pred_boxes"])
+        image, query, target = flat_indices(matching, targets, logits.device)
+        target_boxes = torch.cat([t["boxes"] for t in targets]).to(boxes)[target]
+        labels = torch.cat([t["labels"] for t in targets])[target]
+        is_class = torch.zeros_like(logits)
+        is_class[image, query, labels] = 1
+        boxes = boxes[image, query]
+        focal = sigmoid_focal_loss(logits, is_class, self.focal_alpha, self.focal_gamma)
+        return {
+            "loss_class": self.weight_class * focal / num_boxes,
+            "loss_bbox": self.weight_bbox * l1_loss(boxes, target_boxes) / num_boxes,
+            "loss_giou": self.weight_giou * giou_loss(boxes, target_boxes) / num_boxes,
+        }
+
+
+def flat_indices(matching: Matching, targets, device: torch.device) -> tuple[Tensor, ...]:
+    """Where the N matched pairs of a batch are.
+
+    Args:
+        matching (Matching): B pairs of arrays (queries, targets).
+        targets (Sequence[dict]): B images with ``labels`` (T,).
+        device (torch.device): of the result.
+
+    Returns:
+        tuple[Tensor, Tensor, Tensor]: (N,) int64 each: the image, the query inside its image, the
+        target inside all targets of the batch one after another. One copy, not waited for.
+    """
+    columns, start = [np.zeros((3, 0), dtype=np.int64)], 0
+    for image, (queries, chosen) in enumerate(matching):
+        columns.append(np.stack((np.full_like(queries, image), queries, chosen + start)))
+        start += len(targets[image]["labels"])
+    indices = torch.from_numpy(np.concatenate(columns, axis=1))
+    return indices.to(device, non_blocking=True).unbind(0)
+
+
+def global_num_boxes(count: int, device: torch.device) -> Tensor | float:
+    """Number of target boxes per rank: the mean over all ranks, at least 1.
+
+    Args:
+        count (int): boxes of this rank.
+        device (torch.device): where ranks can exchange numbers.
+
+    Returns:
+        Tensor or float: (), so that losses averaged over ranks are the losses of the whole batch.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return max(float(count), 1.0)
+    total = torch.tensor(float(count)).to(device, non_blocking=True)
+    torch.distributed.all_reduce(total)
+    return (total / torch.distributed.get_world_size()).clamp(min=1)

@@ -1,0 +1,221 @@
+# Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
+"""Deformable DETR, https://arxiv.org/abs/2010.04159, in its five published forms.
+
+B batch, H and W the padded image, Q queries, K classes, C channels, L levels.
+"""
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import Instances
+from torch import Tensor, nn
+
+from detrex_mammo.errors import UserError
+from detrex_mammo.layers import box_xyxy_to_cxcywh
+from detrex_mammo.modeling.batching import pad_and_stack, resize_padding_mask
+from detrex_mammo.modeling.criterion import SetCriterion
+from detrex_mammo.modeling.heads import Predictor, build_heads
+from detrex_mammo.modeling.neck import InputProjection
+from detrex_mammo.modeling.postprocessing import select_detections
+from detrex_mammo.modeling.transformer import DeformableTransformer
+
+
+@META_ARCH_REGISTRY.register()
+class DeformableDETR(nn.Module):
+    """The detector.
+
+    Args:
+        backbone (nn.Module): images (B, 3, H, W) to ``{name: (B, channels, h, w)}``; tells its
+            channels by ``output_shape()``.
+        in_features (Sequence[str]): feature maps to use, finest first; one for single-scale.
+        transformer (DeformableTransformer): encoder and decoder.
+        criterion (SetCriterion, optional): the loss; None for a detector that only predicts.
+        num_classes (int): K, without background; the same as the criterion's.
+        num_queries (int): Q; the same as the transformer's.
+        num_feature_levels (int): L; the same as the transformer's.
+        embed_dim (int): C; the same as the transformer's.
+        aux_loss (bool): losses of all decoder layers, not only of the last.
+        with_box_refine (bool): each decoder layer refines the boxes of the one before.
+        two_stage (bool): queries are the encoder's best proposals; needs ``with_box_refine``.
+        inverse_sigmoid_eps (float): 1e-5 as published; 1e-3 for weights that detrex trained.
+        topk (int): detections per image; capped, with a warning, at Q * K.
+        clip_boxes (bool): cut detections at the image's border. The published code does not.
+        pixel_mean (Sequence[float]): RGB, of pixels in [0, 255].
+        pixel_std (Sequence[float]): RGB.
+
+    Raises:
+        UserError: two settings contradict each other.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        in_features: Sequence[str],
+        transformer: DeformableTransformer,
+        criterion: SetCriterion | None,
+        num_classes: int,
+        num_queries: int = 300,
+        num_feature_levels: int = 4,
+        embed_dim: int = 256,
+        aux_loss: bool = True,
+        with_box_refine: bool = False,
+        two_stage: bool = False,
+        inverse_sigmoid_eps: float = 1e-5,
+        topk: int = 300,
+        clip_boxes: bool = False,
+        pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
+        pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
+    ):
+        super().__init__()
+        self.num_classes = num_classes
+        self.num_queries = num_queries
+        self.two_stage = two_stage
+        self.with_box_refine = with_box_refine
+        self.inverse_sigmoid_eps = inverse_sigmoid_eps
+        self.aux_loss = aux_loss
+        self.topk = topk
+        self.clip_boxes = clip_boxes
+        self._check_agreement(transformer, criterion, embed_dim, num_feature_levels)
+        self.backbone = backbone
+        self.in_features = list(in_features)
+        self.input_proj = InputProjection(self._channels(), embed_dim, num_feature_levels)
+        self.transformer = transformer
+        self.query_embed = None if two_stage else nn.Embedding(num_queries, embed_dim * 2)
+        self.class_embed, self.bbox_embed = build_heads(
+            embed_dim, num_classes, transformer.num_decoder_layers, with_box_refine, two_stage
+        )
+        self.criterion = criterion
+        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            buffer = torch.tensor([float(v) for v in values]).view(-1, 1, 1)
+            self.register_buffer(name, buffer, persistent=False)
+
+    def _check_agreement(self, transformer, criterion, embed_dim, num_feature_levels) -> None:
+        pairs = {
+            "embed_dim": (embed_dim, transformer.embed_dim),
+            "num_feature_levels": (num_feature_levels, transformer.num_feature_levels),
+            "two_stage": (self.two_stage, transformer.two_stage),
+        }
+        if self.two_stage:
+            pairs["num_queries"] = (self.num_queries, transformer.num_queries)
+        for name, (ours, theirs) in pairs.items():
+            if ours != theirs:
+                raise UserError(
+                    f"model.{name} is {ours} but model.transformer.{name} is {theirs}; "
+                    "set it once and interpolate it"
+                )
+        if criterion is not None and criterion.num_classes != self.num_classes:
+            raise UserError(
+                f"model.num_classes is {self.num_classes} but model.criterion.num_classes is "
+                f"{criterion.num_classes}; set it once and interpolate it"
+            )
+        if self.two_stage and not self.with_box_refine:
+            raise UserError(
+                "model.two_stage is True and model.with_box_refine False; proposals are boxes, "
+                "which only refinement can use, so set model.with_box_refine=True"
+            )
+        if self.topk > self.num_queries * self.num_classes:
+            warnings.warn(
+                f"model.topk is {self.topk}, more than num_queries x num_classes = "
+                f"{self.num_queries} x {self.num_classes}; an image gets at most "
+                f"{self.num_queries * self.num_classes} detections",
+                stacklevel=3,
+            )
+
+    def _channels(self) -> list[int]:
+        shapes = self.backbone.output_shape()
+        missing = [name for name in self.in_features if name not in shapes]
+        if missing or not self.in_features:
+            raise UserError(
+                f"model.in_features is {self.in_features}; the backbone offers {list(shapes)}"
+            )
+        return [shapes[name].channels for name in self.in_features]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and where it takes its inputs to."""
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: Sequence[dict]) -> dict[str, Tensor] | list[dict]:
+        """Train or detect.
+
+        Args:
+            batched_inputs (Sequence[dict]): B images, each with ``image`` (3, h, w) RGB in
+                [0, 255]; in training ``instances`` with ``gt_boxes`` (xyxy pixels of ``image``)
+                and ``gt_classes``; otherwise optionally ``height`` and ``width``, the size that
+                detections are scaled to.
+
+        Returns:
+            dict[str, Tensor] or list[dict]: in training the weighted losses of
+            :class:`SetCriterion`; otherwise for each image ``{"instances": Instances}`` with
+            ``pred_boxes`` (xyxy pixels of (height, width)), ``scores`` and ``pred_classes``.
+        """
+        images = [self.normalize(inputs["image"]) for inputs in batched_inputs]
+        batch, padding_mask = pad_and_stack(images)
+        outputs, encoder_output = self.predict(batch, padding_mask, all_outputs=self.training)
+        if self.training:
+            outputs = outputs if self.aux_loss else outputs[-1:]
+            return self._criterion()(outputs, encoder_output, self.prepare_targets(batched_inputs))
+        sizes = [
+            (inputs.get("height", image.shape[-2]), inputs.get("width", image.shape[-1]))
+            for inputs, image in zip(batched_inputs, images)
+        ]
+        last = outputs[-1]
+        detections = select_detections(
+            last["pred_logits"], last["pred_boxes"], sizes, self.topk, self.clip_boxes
+        )
+        return [{"instances": instances} for instances in detections]
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """(3, h, w) in [0, 255] to zero mean and unit deviation, on the model's device."""
+        image = image.to(self.device, self.pixel_mean.dtype, non_blocking=True)
+        return (image - self.pixel_mean) / self.pixel_std
+
+    def predict(
+        self, images: Tensor, padding_mask: Tensor | None = None, all_outputs: bool = False
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor] | None]:
+        """Raw predictions of a normalised batch.
+
+        Args:
+            images (Tensor): (B, 3, H, W), normalised, padding at the bottom and right.
+            padding_mask (BoolTensor, optional): (B, H, W), True on padding; None without any.
+            all_outputs (bool): of all decoder layers and the encoder, as training needs them,
+                rather than of the last decoder layer alone.
+
+        Returns:
+            tuple[list[dict], dict or None]: see :meth:`DeformableTransformer.forward`.
+        """
+        features = self.backbone(images)
+        levels = self.input_proj([features[name] for name in self.in_features])
+        masks = None
+        if padding_mask is not None:
+            masks = [resize_padding_mask(padding_mask, level.shape[-2:]) for level in levels]
+        query_embed = None if self.two_stage else self.query_embed.weight
+        predictor = Predictor(
+            self.class_embed, self.bbox_embed, self.inverse_sigmoid_eps, self.with_box_refine
+        )
+        return self.transformer(levels, masks, query_embed, predictor, all_outputs)
+
+    def prepare_targets(self, batched_inputs: Sequence[dict]) -> list[dict[str, Tensor]]:
+        """``labels`` (T,) and ``boxes`` (T, 4) cxcywh, normalised by each unpadded image."""
+        targets = []
+        for inputs in batched_inputs:
+            if "instances" not in inputs:
+                raise ValueError(
+                    "an input without 'instances' in training; give empty instances to an image "
+                    "without any box"
+                )
+            instances: Instances = inputs["instances"]
+            height, width = inputs["image"].shape[-2:]
+            boxes = instances.gt_boxes.tensor.to(self.device, torch.float32, non_blocking=True)
+            scale = torch.tensor([width, height, width, height], dtype=torch.float32)
+            boxes = box_xyxy_to_cxcywh(boxes) / scale.to(self.device, non_blocking=True)
+            labels = instances.gt_classes.to(self.device, torch.int64, non_blocking=True)
+            targets.append({"labels": labels, "boxes": boxes})
+        return targets
+
+    def _criterion(self) -> SetCriterion:
+        if self.criterion is None:
+            raise ValueError("model.criterion is None; training needs a SetCriterion")
+        return self.criterion
