@@ -1,0 +1,117 @@
+# Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
+"""Where the breast is: robust to white film borders and burned-in labels."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+# The mask is found on a copy whose longer side has this many pixels.
+WORKING_SIZE = 512
+# Low thresholds keep the skin line: Otsu's own cuts off a tenth of many breasts.
+OTSU_FACTOR = 0.2
+# Film borders are stripped up to this share of the side.
+MAX_BORDER = 0.06
+# Above and below the breast the film's edge is often fogged: a strip this narrow is not breast.
+MIN_WIDTH = 0.13
+
+
+@dataclass(frozen=True)
+class BreastRegion:
+    """The breast in an image.
+
+    Attributes:
+        mask: (H, W) bool, True on the breast.
+        box: (x0, y0, x1, y1) bounds of the mask, whole pixels, ends exclusive.
+        side: "left" or "right": the side of the image on which the chest wall lies.
+        share: part of the image that the mask covers, in [0, 1].
+    """
+
+    mask: np.ndarray
+    box: tuple[int, int, int, int]
+    side: str
+    share: float
+
+
+def find_breast(pixels: np.ndarray) -> BreastRegion:
+    """Segment the breast: strip borders, threshold low, keep the largest smooth component.
+
+    Args:
+        pixels: (H, W), any range, bright is dense tissue.
+
+    Returns:
+        BreastRegion: of the whole image when nothing stands out from the background.
+    """
+    height, width = pixels.shape
+    scale = min(1.0, WORKING_SIZE / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = cv2.resize(pixels.astype(np.float32), size, interpolation=cv2.INTER_AREA)
+    small_mask = _trim_ends(_largest_component(_foreground(small)))
+    if not small_mask.any():
+        small_mask = np.ones_like(small_mask)
+    mask = cv2.resize(small_mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
+    mask = mask.astype(bool)
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+    return BreastRegion(mask, box, _chest_wall_side(mask, box), float(mask.mean()))
+
+
+def _foreground(small: np.ndarray) -> np.ndarray:
+    low, high = np.percentile(small, (0.5, 99.5))
+    if high <= low:
+        return np.zeros(small.shape, np.uint8)
+    scaled = np.clip((small - low) / (high - low) * 255, 0, 255).astype(np.uint8)
+    otsu, _ = cv2.threshold(scaled, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    foreground = (scaled > max(otsu * OTSU_FACTOR, 3)).astype(np.uint8)
+    _strip_borders(foreground, scaled > otsu)
+    # Detach labels and scratches that touch the breast by a thin bridge.
+    side = max(3, round(max(small.shape) * 0.02)) | 1
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+    padded = cv2.copyMakeBorder(foreground, side, side, side, side, cv2.BORDER_REPLICATE)
+    return cv2.morphologyEx(padded, cv2.MORPH_OPEN, kernel)[side:-side, side:-side]
+
+
+def _strip_borders(foreground: np.ndarray, is_bright: np.ndarray) -> None:
+    """Clear bright lines along the image's four sides, in place.
+
+    A film border is bright over most of its length and thin; the chest wall's side of a breast is
+    bright over a part of it, or goes on being bright farther in.
+    """
+    for axis in (0, 1):
+        lines = foreground if axis == 0 else foreground.T
+        bright = (is_bright if axis == 0 else is_bright.T).mean(axis=1)
+        limit = max(2, round(MAX_BORDER * len(lines)))
+        for order in (np.arange(limit), np.arange(len(lines) - 1, len(lines) - 1 - limit, -1)):
+            is_border = bright[order] > 0.5
+            if is_border.any() and not is_border.all():
+                last = int(np.flatnonzero(is_border)[-1]) + 2
+                lines[order[: min(last, limit)]] = 0
+
+
+def _largest_component(foreground: np.ndarray) -> np.ndarray:
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(foreground, connectivity=4)
+    if count < 2:
+        return np.zeros(foreground.shape, bool)
+    largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
+    mask = (labels == largest).astype(np.uint8)
+    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(mask, contours, -1, 1, thickness=cv2.FILLED)
+    return mask.astype(bool)
+
+
+def _trim_ends(mask: np.ndarray) -> np.ndarray:
+    """Without the upper and lower rows that are narrow beside the widest."""
+    widths = mask.sum(axis=1)
+    wide = np.flatnonzero(widths >= MIN_WIDTH * max(widths.max(), 1))
+    trimmed = np.zeros_like(mask)
+    if len(wide):
+        trimmed[wide[0] : wide[-1] + 1] = mask[wide[0] : wide[-1] + 1]
+    return trimmed
+
+
+def _chest_wall_side(mask: np.ndarray, box: tuple[int, int, int, int]) -> str:
+    """The side of the box along which more of the breast lies."""
+    x0, y0, x1, y1 = box
+    inside = mask[y0:y1, x0:x1]
+    strip = max(1, (x1 - x0) // 10)
+    return "left" if inside[:, :strip].mean() >= inside[:, -strip:].mean() else "right"
