@@ -1,0 +1,45 @@
+# Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
+"""Mammograms with boxes in COCO JSON: 16-bit reading, breast crop, one side, negatives kept."""
+
+from detectron2.config import LazyCall as L
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data.transforms import RandomFlip
+from omegaconf import OmegaConf
+
+from detrex_mammo.data.augmentation import RandomIntensity, ResizeToFit
+from detrex_mammo.data.datasets import load_coco_json
+from detrex_mammo.data.mapper import MammographyMapper
+from detrex_mammo.data.preprocessing import Preprocessing
+from detrex_mammo.evaluation.evaluators import DetectionEvaluators
+
+dataloader = OmegaConf.create()
+
+dataloader.train = L(build_detection_train_loader)(
+    dataset=L(load_coco_json)(name="mammography_train", json_file="", image_root=""),
+    mapper=L(MammographyMapper)(
+        is_train=True,
+        # From file to network input; written into the checkpoint, read back by inference.
+        preprocessing=L(Preprocessing)(),
+        augmentations=[
+            L(RandomFlip)(prob=0.5, horizontal=False, vertical=True),
+            L(ResizeToFit)(height=1333, width=800),
+            L(RandomIntensity)(),
+        ],
+    ),
+    total_batch_size=16,
+    num_workers=4,
+)
+
+dataloader.test = L(build_detection_test_loader)(
+    dataset=L(load_coco_json)(name="mammography_val", json_file="", image_root=""),
+    mapper=L(MammographyMapper)(
+        is_train=False,
+        preprocessing="${...train.mapper.preprocessing}",
+        augmentations=[L(ResizeToFit)(height=1333, width=800)],
+    ),
+    num_workers=4,
+)
+
+dataloader.evaluator = L(DetectionEvaluators)(
+    dataset_name="${..test.dataset.name}", output_dir="${train.output_dir}"
+)

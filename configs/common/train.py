@@ -1,0 +1,33 @@
+# Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
+"""Every setting of a run that does not describe model, data, optimizer or schedule.
+
+A key that is not listed here does not exist; a run's config changes values only.
+"""
+
+train = dict(
+    # Everything a run writes; a folder that holds another run is refused unless --resume is given.
+    output_dir="output/train",
+    # Weights to start from: a file or URL. A detectron2 ImageNet file fills the backbone only.
+    init_checkpoint="",
+    # "auto" (GPU if there is one), "cuda" or "cpu".
+    device="auto",
+    # Same seed, same machine: same losses. -1 draws one and writes it into config.yaml.
+    seed=42,
+    # Length of training; max_iter (optimizer steps), if set, wins.
+    epochs=50,
+    max_iter=None,
+    # Two steps, evaluation on a few images and a checkpoint of its own, in output_dir/fast_dev_run.
+    fast_dev_run=False,
+    # Mixed precision: dtype is "bf16" or "fp16". Matcher and losses stay in float32.
+    amp=dict(enabled=False, dtype="bf16"),
+    # Passed to torch's DistributedDataParallel when there are several processes.
+    ddp=dict(broadcast_buffers=False, find_unused_parameters=False),
+    # Clip the gradient's norm over all parameters; the norm is logged either way.
+    clip_grad=dict(enabled=True, params=dict(max_norm=0.1, norm_type=2.0)),
+    # Checkpoint every so many epochs (fractions allowed, 0: at the end only), keep the newest few.
+    checkpointer=dict(period_epochs=1, max_to_keep=5),
+    # Evaluate every so many epochs (0: at the end only).
+    eval_period_epochs=1,
+    # Write metrics to console, metrics.json and TensorBoard every so many steps.
+    log_period=20,
+)

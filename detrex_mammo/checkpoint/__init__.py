@@ -1,0 +1,2 @@
+# Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
+"""Reading, verifying and loading checkpoints."""

@@ -1,0 +1,169 @@
+# Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
+"""Strict check of a run's config: every key is one that somebody reads."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from detrex_mammo.errors import UserError
+
+PARTS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
+DATALOADER_PARTS = ("train", "test", "evaluator")
+# Arguments that the engine supplies when it builds the node.
+FILLED_AT_RUN = {"optimizer.params": {"model"}}
+
+
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The most similar of ``known``, or None."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return close[0] if close else None
+
+
+def unknown_key(key: str, known: Iterable[str], source: str) -> UserError:
+    """The sentence for a key that nobody reads.
+
+    Args:
+        key: dotted, as the user wrote it.
+        known: names that are allowed in place of its last part.
+        source: file or "the command line".
+    """
+    parent, _, name = key.rpartition(".")
+    known = sorted(set(known))
+    prefix = f"{parent}." if parent else ""
+    near = nearest(name, known)
+    if near:
+        hint = f"the nearest valid key is {prefix + near!r}"
+    elif known:
+        shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
+        hint = f"valid here: {shown}"
+    else:
+        hint = f"{parent!r} has no keys of its own"
+    return UserError(f"unknown key {key!r} in {source}: {hint}")
+
+
+def check_config(cfg: DictConfig, source: str, schema: DictConfig) -> None:
+    """Check every key of a run's config.
+
+    Args:
+        cfg: the whole config.
+        source: what to name in an error.
+        schema: the ``train`` section with every key that exists, and values of the right kind.
+
+    Raises:
+        UserError: an unknown, missing or unresolvable key, or a value of the wrong kind.
+    """
+    for name in cfg:
+        if name not in PARTS:
+            raise unknown_key(str(name), PARTS, source)
+    for name in PARTS:
+        if cfg.get(name) is None:
+            raise UserError(f"{source} does not define {name!r}: a run needs {', '.join(PARTS)}")
+    for name in cfg.dataloader:
+        if name not in DATALOADER_PARTS:
+            raise unknown_key(f"dataloader.{name}", DATALOADER_PARTS, source)
+    _check_interpolations(cfg, source)
+    _check_section(cfg.train, schema, "train", source)
+    for name in PARTS:
+        if name != "train":
+            _check_nodes(cfg[name], name, source)
+
+
+def _check_interpolations(cfg: DictConfig, source: str) -> None:
+    try:
+        OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{source}: {error.full_key}: {reason}") from error
+
+
+def _check_section(section: Any, schema: DictConfig, key: str, source: str) -> None:
+    if not isinstance(section, DictConfig):
+        keys = ", ".join(f"{key}.{name}" for name in schema)
+        raise UserError(f"{key} in {source} must be a group of settings ({keys}), not {section!r}")
+    for name, value in section.items():
+        if name not in schema:
+            raise unknown_key(f"{key}.{name}", schema, source)
+        if isinstance(schema[name], DictConfig):
+            _check_section(value, schema[name], f"{key}.{name}", source)
+        else:
+            check_kind(f"{key}.{name}", value, schema[name], source)
+
+
+def check_kind(key: str, value: Any, example: Any, source: str) -> None:
+    """Check that a value is of the same kind as the one it replaces.
+
+    An example of None says nothing; whoever reads the setting checks it.
+    """
+    kinds: dict[type, tuple[tuple[type, ...], str]] = {
+        bool: ((bool,), "true or false"),
+        int: ((int, float), "a number"),
+        float: ((int, float), "a number"),
+        str: ((str,), "text"),
+        ListConfig: ((ListConfig, list), "a list"),
+    }
+    allowed, words = kinds.get(type(example), ((), ""))
+    if not allowed or (isinstance(value, allowed) and isinstance(value, bool) == (bool in allowed)):
+        return
+    raise UserError(f"{key} in {source} is {value!r}, but must be {words}")
+
+
+def _check_nodes(node: Any, key: str, source: str) -> None:
+    if isinstance(node, DictConfig):
+        if "_target_" in node:
+            _check_call(node, key, source)
+        for name, value in node.items():
+            _check_nodes(value, f"{key}.{name}", source)
+    elif isinstance(node, (ListConfig, list)):
+        for index, value in enumerate(node):
+            _check_nodes(value, f"{key}.{index}", source)
+
+
+def _check_call(node: DictConfig, key: str, source: str) -> None:
+    known, required, open_ended = call_arguments(resolve_target(node, key, source))
+    for name in node:
+        if name == "_target_" or name in known:
+            continue
+        if not open_ended or nearest(str(name), set(known) - set(node), cutoff=0.8):
+            raise unknown_key(f"{key}.{name}", known, source)
+    missing = sorted(set(required) - set(node) - FILLED_AT_RUN.get(key, set()))
+    if missing:
+        raise UserError(f"{key} in {source} lacks {', '.join(f'{key}.{name}' for name in missing)}")
+
+
+def resolve_target(node: DictConfig, key: str, source: str) -> Callable:
+    """The function or class that a lazy node calls."""
+    target = node["_target_"]
+    if isinstance(target, str):
+        target = _locate(target, key, source)
+    if not callable(target):
+        raise UserError(f"{key}._target_ in {source} is {target!r}, which cannot be called")
+    return target
+
+
+def _locate(name: str, key: str, source: str) -> Any:
+    from detectron2.utils.registry import locate
+
+    try:
+        return locate(name)
+    except Exception as error:
+        raise UserError(
+            f"{key}._target_ in {source} names {name!r}, which does not exist"
+        ) from error
+
+
+@cache
+def call_arguments(target: Callable) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
+    """Names a callable accepts, those it requires, and whether it takes any other name too."""
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        return (), (), True
+    by_name = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    known = tuple(p.name for p in by_name)
+    required = tuple(p.name for p in by_name if p.default is p.empty)
+    return known, required, any(p.kind is p.VAR_KEYWORD for p in parameters)

@@ -1,0 +1,34 @@
+# Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
+"""The output folder of a run: never overwritten silently."""
+
+from itertools import count
+from pathlib import Path
+
+from detrex_mammo.errors import UserError
+
+_TRACES = ("config.yaml", "metrics.json", "last_checkpoint", "model_final.pth")
+
+
+def holds_a_run(folder: Path) -> bool:
+    """Whether an earlier run has written here."""
+    return any((folder / name).exists() for name in _TRACES)
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a folder that holds another run, or that is a file."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"train.output_dir {str(folder)!r} is a file: give a folder")
+    if holds_a_run(folder):
+        raise UserError(
+            f"train.output_dir {str(folder)!r} holds an earlier run: "
+            "go on with it by --resume, or give another train.output_dir"
+        )
+
+
+def numbered(parent: Path, name: str) -> Path:
+    """``parent/name``, or ``name_2``, ``name_3``, ...: the first that holds no run."""
+    for number in count(1):
+        folder = parent / (name if number == 1 else f"{name}_{number}")
+        if not holds_a_run(folder):
+            return folder
+    raise AssertionError("count() ended")

@@ -1,0 +1,177 @@
+# Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
+"""One process or many: GPUs with NCCL, no GPU with gloo, or processes that torchrun started.
+
+detectron2 0.6 starts several processes on GPUs only; this works with 0.6 and main alike.
+"""
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.utils import comm
+from torch import distributed as dist
+from torch import multiprocessing as mp
+
+from detrex_mammo.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """How many processes there are and how they meet.
+
+    Attributes:
+        num_processes: per machine; one per GPU, or that many CPU processes.
+        num_machines: machines.
+        machine_rank: 0 to ``num_machines - 1``.
+        dist_url: "auto" finds a free port, for one machine.
+        device: "cuda" or "cpu".
+    """
+
+    num_processes: int = 1
+    num_machines: int = 1
+    machine_rank: int = 0
+    dist_url: str = "auto"
+    device: str = "cpu"
+
+    @property
+    def size(self) -> int:
+        """Processes over all machines."""
+        return self.num_processes * self.num_machines
+
+    def check(self) -> None:
+        """Raise UserError for a world that cannot be."""
+        if self.num_processes < 1 or self.num_machines < 1:
+            raise UserError(
+                f"--num-gpus is {self.num_processes} and --num-machines {self.num_machines}: "
+                "both must be at least 1"
+            )
+        if not 0 <= self.machine_rank < self.num_machines:
+            raise UserError(
+                f"--machine-rank is {self.machine_rank}, but with --num-machines "
+                f"{self.num_machines} it must be 0 to {self.num_machines - 1}"
+            )
+        if self.num_machines > 1 and self.dist_url == "auto":
+            raise UserError(
+                "--dist-url auto works on one machine only: "
+                "give tcp://HOST:PORT of the machine with rank 0"
+            )
+        if self.device == "cuda" and self.num_processes > torch.cuda.device_count():
+            raise UserError(
+                f"--num-gpus is {self.num_processes}, but this machine has "
+                f"{torch.cuda.device_count()}; train.device=cpu runs CPU processes instead"
+            )
+
+
+def started_by_torchrun() -> bool:
+    """Whether torchrun, or anything that sets its variables, started this process."""
+    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+
+
+def launch(job: Callable[[], Any], world: World) -> None:
+    """Call ``job`` in every process of the world.
+
+    Args:
+        job: can be pickled.
+        world: ignored under torchrun, except for the device.
+
+    Raises:
+        UserError: one that a process raised, or a world that cannot be.
+    """
+    if started_by_torchrun():
+        _run_under_torchrun(job, world)
+        return
+    world.check()
+    if world.size == 1:
+        if world.device == "cuda":
+            torch.cuda.set_device(0)
+        job()
+        return
+    url = f"tcp://127.0.0.1:{_free_port()}" if world.dist_url == "auto" else world.dist_url
+    errors = mp.get_context("spawn").SimpleQueue()
+    try:
+        mp.start_processes(
+            _worker,
+            args=(job, world, url, errors),
+            nprocs=world.num_processes,
+            start_method="spawn",
+        )
+    except mp.ProcessExitedException as error:
+        if errors.empty():
+            raise
+        raise UserError(errors.get()) from error
+
+
+def _worker(
+    local_rank: int,
+    job: Callable[[], Any],
+    world: World,
+    url: str,
+    errors: Any,
+) -> None:
+    if world.device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // world.num_processes))
+    rank = world.machine_rank * world.num_processes + local_rank
+    try:
+        join(rank, local_rank, world.size, world.num_processes, world.device, url)
+        job()
+    except UserError as error:
+        errors.put(str(error))
+        # Not sys.exit: the other processes may never reach the barrier that a clean exit waits for.
+        os._exit(2)
+    except KeyboardInterrupt:
+        os._exit(130)  # the parent has seen it too, and says so
+    comm.synchronize()
+    dist.destroy_process_group()
+
+
+def _run_under_torchrun(job: Callable[[], Any], world: World) -> None:
+    if world.num_processes > 1 or world.num_machines > 1:
+        raise UserError(
+            "torchrun already says how many processes there are: "
+            "leave out --num-gpus and --num-machines"
+        )
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    join(
+        int(os.environ["RANK"]),
+        int(os.environ["LOCAL_RANK"]),
+        int(os.environ["WORLD_SIZE"]),
+        local_size,
+        world.device,
+        "env://",
+    )
+    job()
+    comm.synchronize()
+    dist.destroy_process_group()
+
+
+def join(
+    rank: int, local_rank: int, world_size: int, local_size: int, device: str, url: str
+) -> None:
+    """Enter the process group, and tell detectron2 which processes share this machine."""
+    if device == "cuda":
+        torch.cuda.set_device(local_rank)
+    try:
+        dist.init_process_group(
+            backend="nccl" if device == "cuda" else "gloo",
+            init_method=url,
+            world_size=world_size,
+            rank=rank,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"process {rank} cannot join the others at {url}: {error}") from error
+    if hasattr(comm, "create_local_process_group"):
+        comm.create_local_process_group(local_size)
+        return
+    for machine in range(world_size // local_size):  # detectron2 0.6
+        group = dist.new_group(list(range(machine * local_size, (machine + 1) * local_size)))
+        if machine == rank // local_size:
+            comm._LOCAL_PROCESS_GROUP = group
+
+
+def _free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,135 @@
+# Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
+"""Train or evaluate one config: what tools/train_net.py calls."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from detectron2.utils import comm
+from omegaconf import DictConfig
+
+from detrex_mammo.checkpoint.loading import require_file
+from detrex_mammo.config import config_to_text, instantiate, load_config
+from detrex_mammo.engine import setup
+from detrex_mammo.engine.arguments import parse_arguments
+from detrex_mammo.engine.checkpointer import load_initial, local_path
+from detrex_mammo.engine.evaluation import Evaluation, require_evaluator, write_metrics
+from detrex_mammo.engine.folder import check_free, numbered
+from detrex_mammo.engine.launch import World, launch
+from detrex_mammo.engine.training import train
+from detrex_mammo.errors import UserError
+
+logger = logging.getLogger(__name__)
+FAST_DEV_RUN_BATCHES = 2
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse a command line, load the config, and run it in one process or many."""
+    args = parse_arguments(argv)
+    job = Job(args.config_file, tuple(args.overrides), args.eval_only, args.resume)
+    device = setup.resolve_device(job.cfg.train.device)
+    world = World(
+        num_processes=args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        device=device,
+    )
+    launch(job, world)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run as a command line describes it; each process runs it by calling it.
+
+    A process that is started anew reads the config file again, so that whatever the file does
+    beside describing the run (registering a dataset, say) happens there too.
+    """
+
+    config_file: str
+    overrides: tuple[str, ...] = ()
+    eval_only: bool = False
+    resume: bool = False
+
+    @cached_property
+    def cfg(self) -> DictConfig:
+        """The checked config; read once per process."""
+        return load_config(self.config_file, self.overrides)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Job, (self.config_file, self.overrides, self.eval_only, self.resume)
+
+    def __call__(self) -> dict[str, Any]:
+        return run(
+            self.cfg, setup.resolve_device(self.cfg.train.device), self.eval_only, self.resume
+        )
+
+
+def run(
+    cfg: DictConfig, device: str, eval_only: bool = False, resume: bool = False
+) -> dict[str, Any]:
+    """Run a checked config in this process, which is one of those that :func:`launch` started.
+
+    Args:
+        cfg: from :func:`detrex_mammo.config.load_config`; changed in place (seed, output folder).
+        device: "cuda" or "cpu".
+        eval_only: evaluate ``train.init_checkpoint`` instead of training.
+        resume: go on with the run in ``train.output_dir``.
+
+    Returns:
+        dict: results of the last evaluation; empty in all but the main process.
+    """
+    if eval_only:
+        require_evaluator(cfg)
+    if cfg.train.init_checkpoint and "://" not in cfg.train.init_checkpoint:
+        require_file(local_path(cfg.train.init_checkpoint))
+    folder = prepare_folder(cfg, eval_only, resume)
+    cfg.train.seed = setup.choose_seed(cfg.train.seed)
+    setup.start_log(folder)
+    setup.log_hardware(device)
+    text = config_to_text(cfg)
+    setup.seed_all(cfg.train.seed + comm.get_rank())
+    if eval_only:
+        return evaluate_only(cfg, device, folder, text)
+    return train(cfg, device, folder, text, resume)
+
+
+def prepare_folder(cfg: DictConfig, eval_only: bool, resume: bool) -> Path:
+    """Choose and make the output folder, the same in every process, and put it into the config."""
+    folder = Path(cfg.train.output_dir).expanduser()
+    if cfg.train.fast_dev_run:
+        folder = numbered(folder, "fast_dev_run")
+    elif eval_only:
+        folder = numbered(folder, "eval")
+    elif not resume:
+        check_free(folder)
+    comm.synchronize()  # every process has looked before the first one writes
+    if comm.is_main_process():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"train.output_dir {str(folder)!r} cannot be made: {error}") from error
+    comm.synchronize()
+    cfg.train.output_dir = str(folder)
+    return folder
+
+
+def evaluate_only(cfg: DictConfig, device: str, folder: Path, config_text: str) -> dict[str, Any]:
+    """Evaluate ``train.init_checkpoint``; metrics.json and predictions go into ``folder``."""
+    model = instantiate(cfg.model).to(device)
+    path = cfg.train.init_checkpoint
+    if path:
+        load_initial(model, path, allow_backbone=False)
+    else:
+        logger.warning("train.init_checkpoint is not set: evaluating random weights")
+    first = FAST_DEV_RUN_BATCHES if cfg.train.fast_dev_run else None
+    evaluation = Evaluation(cfg, model, first)
+    setup.write_config(config_text, folder)
+    results = evaluation()
+    if comm.is_main_process():
+        write_metrics(results, folder / "metrics.json", checkpoint=path)
+        logger.info("wrote %s", folder / "metrics.json")
+    return results

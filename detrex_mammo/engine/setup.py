@@ -1,0 +1,79 @@
+# Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
+"""What every run does first: device, seed, log, config.yaml."""
+
+import logging
+import random
+import secrets
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from detrex_mammo.engine.provenance import git_commit, package_versions
+from detrex_mammo.errors import UserError
+
+logger = logging.getLogger(__name__)
+_LOGGERS = ("detrex_mammo", "detectron2", "fvcore")
+
+
+def resolve_device(name: str) -> str:
+    """``train.device`` as "cuda" or "cpu"."""
+    if name not in ("auto", "cuda", "cpu"):
+        raise UserError(f"train.device is {name!r}, but must be 'auto', 'cuda' or 'cpu'")
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("train.device is 'cuda', but torch sees no GPU: use 'auto' or 'cpu'")
+    return name
+
+
+def choose_seed(seed: int) -> int:
+    """``train.seed``, or one drawn from the system for -1; the same in every process."""
+    if seed >= 0:
+        return int(seed)
+    drawn = secrets.randbelow(2**31)
+    return comm.all_gather(drawn)[0]
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def start_log(folder: Path) -> None:
+    """Log to console (main process) and to ``log.txt`` (``log.txt.rankN`` elsewhere)."""
+    for name in _LOGGERS:
+        setup_logger(str(folder), distributed_rank=comm.get_rank(), name=name, color=False)
+    logger.info("versions: %s", ", ".join(f"{k} {v}" for k, v in package_versions().items()))
+    logger.info("commit: %s", git_commit() or "not a git clone")
+
+
+def log_hardware(device: str) -> None:
+    """Say what the run runs on."""
+    name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    logger.info(
+        "device: %s, %d process(es), %d thread(s) each",
+        name,
+        comm.get_world_size(),
+        torch.get_num_threads(),
+    )
+
+
+def write_config(text: str, folder: Path) -> None:
+    """Write ``config.yaml``; an earlier one that differs is kept as ``config_before_N.yaml``.
+
+    Called when everything is built: a run that could not start leaves none behind, and its folder
+    is free for the next attempt.
+    """
+    if not comm.is_main_process():
+        return
+    path = folder / "config.yaml"
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        kept = folder / f"config_before_{len(list(folder.glob('config_before_*.yaml'))) + 1}.yaml"
+        path.rename(kept)
+        logger.warning("the config differs from the earlier one, which is now %s", kept)
+    path.write_text(text, encoding="utf-8")

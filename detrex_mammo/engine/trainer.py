@@ -1,0 +1,143 @@
+# Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
+"""The training step: autocast, backward, clipping, a check that the loss is finite, update."""
+
+import logging
+import math
+import time
+from typing import Any
+
+import torch
+from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from torch import distributed as dist
+
+from detrex_mammo.errors import UserError
+
+logger = logging.getLogger(__name__)
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Trainer(SimpleTrainer):
+    """detectron2's trainer with one loop for CPU and GPU, full and mixed precision.
+
+    Args:
+        model (nn.Module): list of dataset dicts -> dict of weighted scalar losses.
+        data_loader: endless; yields what ``model`` takes.
+        optimizer (torch.optim.Optimizer): over the trainable parameters.
+        amp_dtype (torch.dtype, optional): autocast to it; None is full precision.
+        max_norm (float, optional): clip the gradient's norm to it; None only measures it.
+        norm_type (float): of that norm.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        data_loader: Any,
+        optimizer: torch.optim.Optimizer,
+        amp_dtype: torch.dtype | None = None,
+        max_norm: float | None = 0.1,
+        norm_type: float = 2.0,
+    ):
+        super().__init__(model, data_loader, optimizer)
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.device = self.parameters[0].device
+        self.amp_dtype = amp_dtype
+        self.max_norm = math.inf if max_norm is None else float(max_norm)
+        self.norm_type = float(norm_type)
+        self.grad_scaler = None
+        if amp_dtype is torch.float16:
+            self.grad_scaler = torch.amp.GradScaler(self.device.type)
+
+    def train(self, start_iter: int, max_iter: int) -> None:
+        """Run steps ``start_iter`` to ``max_iter - 1``.
+
+        As detectron2's, but an error is reported once, by the caller, and not logged here too.
+        """
+        self.iter = self.start_iter = start_iter
+        self.max_iter = max_iter
+        with EventStorage(start_iter) as self.storage:
+            try:
+                self.before_train()
+                for self.iter in range(start_iter, max_iter):
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                self.iter += 1  # tells after_train that training came to its end
+            finally:
+                self.after_train()
+
+    def run_step(self) -> None:
+        """One optimizer step on one batch."""
+        start = time.perf_counter()
+        batch = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+
+        enabled = self.amp_dtype is not None
+        with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=enabled):
+            losses = self.model(batch)
+            total = sum(losses.values())
+
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.grad_scaler is None:
+            total.backward()
+        else:
+            self.grad_scaler.scale(total).backward()
+            self.grad_scaler.unscale_(self.optimizer)
+        grad_norm = torch.nn.utils.clip_grad_norm_(
+            self.parameters, self.max_norm, norm_type=self.norm_type
+        )
+        metrics = self._reduce(losses, grad_norm)
+        self._check_finite(metrics, batch)
+        self._record(metrics, data_time)
+        if self.grad_scaler is None:
+            self.optimizer.step()
+        else:
+            self.grad_scaler.step(self.optimizer)  # skips the step if a scaled gradient overflowed
+            self.grad_scaler.update()
+
+    def _reduce(self, losses: dict[str, torch.Tensor], grad_norm: torch.Tensor) -> dict[str, float]:
+        """Mean of each loss over the processes; one copy to the host for all of them."""
+        values = torch.stack([v.detach().float() for v in losses.values()] + [grad_norm.float()])
+        if comm.get_world_size() > 1:
+            dist.all_reduce(values)
+            values /= comm.get_world_size()
+        return dict(zip([*losses, "grad_norm"], values.tolist()))
+
+    def _check_finite(self, metrics: dict[str, float], batch: list[dict]) -> None:
+        """Stop every process together, before the weights are touched.
+
+        All processes see the same reduced numbers, so none is left waiting for another.
+        """
+        # With a scaler an overflowing gradient is expected now and then, and its step is skipped.
+        watched = {k: v for k, v in metrics.items() if k != "grad_norm" or not self.grad_scaler}
+        bad = [f"{name}={value}" for name, value in watched.items() if not math.isfinite(value)]
+        if not bad:
+            return
+        images = [str(item.get("file_name", item.get("image_id"))) for item in batch]
+        logger.error("images of the batch of process %d: %s", comm.get_rank(), ", ".join(images))
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise UserError(
+            f"training stopped at step {self.iter} before the weights were changed, because "
+            f"{', '.join(bad[:3])}{more}: lower optimizer.lr, lengthen the warm-up, "
+            "or set train.amp.enabled=False"
+        )
+
+    def _record(self, metrics: dict[str, float], data_time: float) -> None:
+        total = sum(value for name, value in metrics.items() if name != "grad_norm")
+        # A skipped fp16 step has an infinite norm, which JSON cannot hold.
+        kept = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self.storage.put_scalars(data_time=data_time, total_loss=total, **kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Iteration, optimizer, hooks and, in fp16, the gradient scaler."""
+        state = super().state_dict()
+        if self.grad_scaler is not None:
+            state["grad_scaler"] = self.grad_scaler.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`; precision may differ from the run that wrote it."""
+        super().load_state_dict(state_dict)
+        if self.grad_scaler is not None and "grad_scaler" in state_dict:
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

@@ -1,0 +1,193 @@
+# Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
+"""Put a trainer together from a config and run it."""
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.engine import hooks
+from detectron2.utils import comm
+from detectron2.utils.events import JSONWriter, TensorboardXWriter
+from omegaconf import DictConfig
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from detrex_mammo.config import instantiate, instantiate_with
+from detrex_mammo.engine import setup
+from detrex_mammo.engine.checkpointer import RunCheckpointer, load_initial, local_path
+from detrex_mammo.engine.console import ConsoleWriter
+from detrex_mammo.engine.evaluation import Evaluation
+from detrex_mammo.engine.hooks import Checkpoints, LearningRate
+from detrex_mammo.engine.loaders import (
+    TrainData,
+    annotation_files,
+    build_train_data,
+    check_classes,
+    class_table,
+    dataset_names,
+)
+from detrex_mammo.engine.provenance import describe_run
+from detrex_mammo.engine.trainer import AMP_DTYPES, Trainer
+from detrex_mammo.errors import UserError
+
+logger = logging.getLogger(__name__)
+FAST_DEV_RUN_STEPS = 2
+
+
+def train(
+    cfg: DictConfig, device: str, folder: Path, config_text: str, resume: bool
+) -> dict[str, Any]:
+    """Train a config, and evaluate it as it asks.
+
+    Args:
+        cfg: checked, with its final seed and output folder.
+        device: "cuda" or "cpu".
+        folder: where everything goes.
+        config_text: config.yaml, for the checkpoints.
+        resume: go on from the folder's newest checkpoint, if it has one.
+
+    Returns:
+        dict: results of the last evaluation; empty in all but the main process.
+    """
+    fast = cfg.train.fast_dev_run
+    model = instantiate(cfg.model).to(device)
+    data = build_train_data(cfg.dataloader.train)
+    check_classes(model, dataset_names(cfg.dataloader.train))
+    max_iter = FAST_DEV_RUN_STEPS if fast else total_iterations(cfg.train, data.iters_per_epoch)
+    evaluation = None
+    if cfg.dataloader.get("evaluator") is not None:
+        evaluation = Evaluation(cfg, model, FAST_DEV_RUN_STEPS if fast else None)
+    optimizer = build_optimizer(cfg.optimizer, model)
+    learning_rate = LearningRate(optimizer, instantiate(cfg.lr_multiplier), data.iters_per_epoch)
+    trainer = Trainer(
+        distribute(model, device, cfg.train.ddp),
+        data.loader,
+        optimizer,
+        amp_dtype=amp_dtype(cfg.train.amp),
+        max_norm=cfg.train.clip_grad.params.max_norm if cfg.train.clip_grad.enabled else None,
+        norm_type=cfg.train.clip_grad.params.norm_type,
+    )
+    init = cfg.train.init_checkpoint
+    describe = _describer(cfg, data, config_text, init)
+    checkpointer = RunCheckpointer(model, str(folder), describe, trainer=trainer)
+    start_iter = 0
+    if resume and checkpointer.resume():
+        start_iter = trainer.iter + 1
+        setup.seed_all(cfg.train.seed + comm.get_rank() + start_iter)  # not the first epoch again
+    elif init:
+        load_initial(model, init)
+    if resume and start_iter == 0:
+        logger.warning("--resume: %s holds no checkpoint, starting from the beginning", folder)
+    trainer.register_hooks(
+        _hooks(cfg, data, max_iter, folder, learning_rate, checkpointer, evaluation)
+    )
+    logger.info(
+        "training on %d images, batch %d: %d steps, %.4g epochs of %d steps; %.2f M parameters "
+        "to train",
+        data.num_images,
+        data.batch_size,
+        max_iter,
+        max_iter / data.iters_per_epoch,
+        data.iters_per_epoch,
+        sum(parameter.numel() for parameter in trainer.parameters) / 1e6,
+    )
+    if start_iter >= max_iter:
+        logger.info("nothing to do: %d of %d steps are done", start_iter, max_iter)
+        return evaluation() if evaluation else {}
+    setup.write_config(config_text, folder)
+    trainer.train(start_iter, max_iter)
+    return evaluation.results if evaluation else {}
+
+
+def total_iterations(train_cfg: DictConfig, iters_per_epoch: int) -> int:
+    """Steps of a run: ``train.max_iter`` if set, else from ``train.epochs``."""
+    if train_cfg.max_iter is not None:
+        if type(train_cfg.max_iter) is not int or train_cfg.max_iter < 1:
+            raise UserError(
+                f"train.max_iter is {train_cfg.max_iter!r}, but must be a whole number of steps "
+                "above 0, or null to count in epochs"
+            )
+        return train_cfg.max_iter
+    if train_cfg.epochs <= 0:
+        raise UserError(f"train.epochs is {train_cfg.epochs}, but must be above 0")
+    return max(1, round(train_cfg.epochs * iters_per_epoch))
+
+
+def build_optimizer(node: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """Build ``optimizer`` over a model; its ``params`` node gets the model."""
+    groups = instantiate_with(node.params, "optimizer.params", model=model)
+    return instantiate_with(node, "optimizer", params=groups)
+
+
+def amp_dtype(amp: DictConfig) -> torch.dtype | None:
+    """``train.amp`` as a dtype, None for full precision."""
+    if amp.dtype not in AMP_DTYPES:
+        raise UserError(f"train.amp.dtype is {amp.dtype!r}, but must be 'bf16' or 'fp16'")
+    return AMP_DTYPES[amp.dtype] if amp.enabled else None
+
+
+def distribute(model: nn.Module, device: str, ddp: Mapping[str, Any]) -> nn.Module:
+    """Wrap a model for several processes; one process needs no wrapper."""
+    if comm.get_world_size() == 1:
+        return model
+    device_ids = [torch.cuda.current_device()] if device == "cuda" else None
+    options = dict(ddp)
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters:
+        # The same setting under torch's newer name.
+        options["forward_sync_buffers"] = options.pop("broadcast_buffers")
+    return DistributedDataParallel(model, device_ids=device_ids, **options)
+
+
+def _describer(
+    cfg: DictConfig, data: TrainData, config_text: str, init: str
+) -> Callable[[], dict[str, Any]]:
+    names = dataset_names(cfg.dataloader.train) + dataset_names(cfg.dataloader.get("evaluator"))
+    spec = getattr(data.mapper, "preprocessing", None)
+    fixed: dict[str, Any] = {
+        "config": config_text,
+        "classes": class_table(names),
+        "preprocessing": spec.to_dict() if hasattr(spec, "to_dict") else spec,
+    }
+    if comm.is_main_process():
+        source = local_path(init) if init else None
+        fixed["provenance"] = describe_run(config_text, source, annotation_files(names))
+    return lambda: fixed
+
+
+def _hooks(
+    cfg: DictConfig,
+    data: TrainData,
+    max_iter: int,
+    folder: Path,
+    learning_rate: LearningRate,
+    checkpointer: RunCheckpointer,
+    evaluation: Evaluation | None,
+) -> list[Any]:
+    per_epoch = data.iters_per_epoch
+    saving = cfg.train.checkpointer
+    log_period = cfg.train.log_period
+    if type(log_period) is not int or log_period < 1:
+        raise UserError(f"train.log_period is {log_period}, but must be a whole number above 0")
+    found: list[Any] = [hooks.IterationTimer(), learning_rate]
+    found.append(
+        Checkpoints(checkpointer, steps(saving.period_epochs, per_epoch), saving.max_to_keep)
+    )
+    if evaluation is not None:
+        period = steps(cfg.train.eval_period_epochs, per_epoch)
+        found.append(hooks.EvalHook(eval_period=period, eval_function=evaluation.numbers))
+    if comm.is_main_process():
+        writers = [
+            ConsoleWriter(max_iter, per_epoch, window_size=log_period),
+            JSONWriter(str(folder / "metrics.json"), window_size=log_period),
+            TensorboardXWriter(str(folder)),
+        ]
+        found.append(hooks.PeriodicWriter(writers, period=log_period))
+    return found
+
+
+def steps(epochs: float, iters_per_epoch: int) -> int:
+    """A period in epochs as steps, at least 1; 0 stays 0."""
+    return 0 if epochs <= 0 else max(1, round(epochs * iters_per_epoch))

@@ -1,0 +1,14 @@
+# Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
+"""Deformable DETR, R50, single-scale, 50 epochs: the authors' recipe.
+
+The last feature map only, stride 32.
+Settings and sources: ``deformable_detr_r50_authors_50ep.py``.
+Not trained here; the authors report 39.4 box AP on COCO val2017 (README of their repository).
+"""
+
+from .deformable_detr_r50_authors_50ep import dataloader, lr_multiplier, model, optimizer, train
+
+model.in_features = ["res5"]
+model.num_feature_levels = 1
+
+train.output_dir = "output/deformable_detr_r50_single_scale_authors_50ep"
