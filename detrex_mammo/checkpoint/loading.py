@@ -176,12 +176,11 @@ def _read_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower() or "Unsupported" in str(error):
-            found = re.search(r"GLOBAL ([\w.]+)", str(error))
-            what = f" ({found.group(1)})" if found else ""
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if found:
             raise UserError(
-                f"checkpoint {str(path)!r} holds Python objects{what} beside its weights and is "
-                "not opened: convert it with tools/convert_weights.py"
+                f"checkpoint {str(path)!r} holds a Python object ({found.group(1)}) beside its "
+                "weights and is not opened, because that could run code: save its weights alone"
             ) from error
         raise _broken(path) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:

@@ -196,7 +196,7 @@ def vary(background: Background, rng: np.random.Generator, pitch_mm: float) -> B
     ).astype(bool)
     if rng.uniform() < 0.5:
         pixels, tissue = pixels[::-1], tissue[::-1]
-    graded = 65535.0 * np.clip(pixels / 65535.0, 0, 1) ** rng.uniform(0.75, 1.3)
+    graded = 65535.0 * np.clip(pixels / 65535.0, 0, 1) ** rng.uniform(0.55, 1.25)
     return replace(
         background,
         pixels=np.rint(graded * rng.uniform(0.88, 1.0)).astype(np.uint16),

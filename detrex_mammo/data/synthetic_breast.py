@@ -99,11 +99,11 @@ def _tissue(
     deepest = max(float(depth.max()), 1.0)
     # Gland fills the middle of the breast, fat lies below the skin.
     middle = np.clip(depth / (0.35 * deepest), 0.0, 1.0) ** 1.5
-    density = rng.uniform(-1.2, 0.9)
+    density = rng.uniform(-1.2, 1.8)
     gland = 1.0 / (1.0 + np.exp(-(1.3 * regional + 0.7 * coarse + density + 2.2 * middle - 1.6)))
     fibres = _fibres(shape, extent, pitch_mm, rng)
     fat = rng.uniform(0.24, 0.36)
-    value = fat + rng.uniform(0.28, 0.5) * gland * (1.0 + 0.12 * coarse)
+    value = fat + rng.uniform(0.28, 0.58) * gland * (1.0 + 0.12 * coarse)
     return value + rng.uniform(0.05, 0.10) * fibres * (0.4 + 0.6 * gland) + 0.012 * coarse
 
 

@@ -55,8 +55,10 @@ def plot_froc(
     FigureCanvasAgg(figure)
     axes = figure.add_axes((LEFT / WIDTH, bottom / total, AXES_WIDTH / WIDTH, height / total))
     left, right = _axis_range(curves.values(), fppi)
-    for style, (name, curve) in zip(STYLES, curves.items(), strict=False):
-        _draw(axes, name, curve, style, fppi, left, right)
+    for row, (name, curve) in enumerate(curves.items()):
+        marked = _draw(axes, name, curve, STYLES[row], fppi, left, right)
+        if row < 2:  # more numbers would cover one another
+            _write_numbers(axes, marked, STYLES[row]["color"], above=row == 0)
     _dress(axes, left, right)
     if title:
         axes.set_title(title, fontsize=12, loc="left")
@@ -81,10 +83,10 @@ def _axis_range(curves, fppi):
 
 
 def _draw(axes, name, curve, style, fppi, left, right):
-    """One curve as steps, flat to the right edge, with its operating points."""
+    """One curve as steps, flat to the right edge; returns its operating points (fppi, height)."""
     if curve.reason:
         axes.plot([], [], **style, label=f"{name}: {curve.reason.split(',')[0]}")
-        return
+        return []
     # Points left of the axis are drawn at its edge, so that the curve starts at its true height.
     x = np.append(np.clip(curve.fppi, left / 10, None), max(right, curve.fppi[-1]))
     y = np.append(curve.sensitivity, curve.sensitivity[-1])
@@ -98,11 +100,16 @@ def _draw(axes, name, curve, style, fppi, left, right):
         marked, heights, style["marker"], color=style["color"], markersize=5.5,
         markeredgecolor="white", markeredgewidth=0.8, zorder=3,
     )  # fmt: skip
-    for f, height in zip(marked, heights, strict=True):
-        above = height < 0.93
+    return list(zip(marked, heights, strict=True))
+
+
+def _write_numbers(axes, marked, colour, above):
+    """The sensitivity beside every operating point, where there is room for it."""
+    for f, height in marked:
+        upwards = height < (0.93 if above else 0.07)
         axes.annotate(
-            f"{height:.2f}", (f, height), (0, 6 if above else -7), textcoords="offset points",
-            ha="center", va="bottom" if above else "top", fontsize=7.5, color=style["color"],
+            f"{height:.2f}", (f, height), (0, 6 if upwards else -7), textcoords="offset points",
+            ha="center", va="bottom" if upwards else "top", fontsize=7.5, color=colour,
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip
 

@@ -67,28 +67,21 @@ def build_resnet(
     _check_resnet(depth, out_features, freeze_at, dc5, num_groups)
     block, num_blocks = RESNET_DEPTHS[depth]
     norm = group_norm if norm == "GN" else norm
-    is_bottleneck = block is BottleneckBlock
-    out_channels = res2_out_channels or (256 if is_bottleneck else 64)
-    bottleneck_channels = num_groups * width_per_group if width_per_group else out_channels // 4
-    in_channels = stem_out_channels
-    stages = []
+    out_channels = res2_out_channels or (256 if block is BottleneckBlock else 64)
+    group_width = width_per_group or out_channels // 4 // num_groups
+    in_channels, stages = stem_out_channels, []
     for index, count in enumerate(num_blocks):
         is_dilated = dc5 and index == 3
-        first_stride = 1 if index == 0 or is_dilated else 2
-        kwargs = {"stride_per_block": [first_stride] + [1] * (count - 1), "norm": norm}
-        if is_bottleneck:
-            kwargs["bottleneck_channels"] = bottleneck_channels
+        strides = [1 if index == 0 or is_dilated else 2] + [1] * (count - 1)
+        kwargs = {"stride_per_block": strides, "norm": norm}
+        if block is BottleneckBlock:
+            kwargs["bottleneck_channels"] = num_groups * group_width * 2**index
             kwargs["num_groups"] = num_groups
             kwargs["stride_in_1x1"] = False
-            rest = 2 if is_dilated else 1
-            kwargs["dilation_per_block"] = [1] + [rest] * (count - 1)
-        stages.append(
-            ResNet.make_stage(
-                block, count, in_channels=in_channels, out_channels=out_channels, **kwargs
-            )
-        )
+            kwargs["dilation_per_block"] = [1] + [2 if is_dilated else 1] * (count - 1)
+        kwargs |= {"in_channels": in_channels, "out_channels": out_channels}
+        stages.append(ResNet.make_stage(block, count, **kwargs))
         in_channels, out_channels = out_channels, out_channels * 2
-        bottleneck_channels *= 2
     stem = BasicStem(in_channels=3, out_channels=stem_out_channels, norm=norm)
     return ResNet(stem, stages, out_features=list(out_features), freeze_at=freeze_at)
 
