@@ -9,6 +9,8 @@ import hashlib
 import json
 import os
 import shutil
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,7 @@ def start(folder: Path, overwrite: bool) -> None:
     try:
         if overwrite and folder.is_dir():
             foreign = sorted(set(os.listdir(folder)) - _OURS)
+            foreign += [path.name for path in folder.glob("images/*") if not _is_picture(path)]
             if foreign:
                 raise UserError(
                     f"--overwrite would empty {str(folder)!r}, which holds {foreign[0]!r}, "
@@ -95,6 +98,10 @@ def start(folder: Path, overwrite: bool) -> None:
         raise UserError(
             f"--out {str(folder)!r} cannot be made: {error.strerror}; choose another folder"
         ) from error
+
+
+def _is_picture(path: Path) -> bool:
+    return path.is_file() and path.suffix in (".png", ".partial")
 
 
 def finish(folder: Path, parameters: dict[str, Any], summary: dict[str, Any]) -> None:
@@ -111,6 +118,14 @@ def finish(folder: Path, parameters: dict[str, Any], summary: dict[str, Any]) ->
     }
     data = {"parameters": parameters, "summary": summary, "sha256": hashes, "files": files}
     write_json(folder / MANIFEST, data)
+
+
+def png_with_text(coded: bytes, keyword: str, text: str) -> bytes:
+    """A PNG file's bytes with a text chunk after its header (PNG specification, 11.3.4.3)."""
+    header_end = 8 + 25  # signature; length, type, 13 bytes and checksum of IHDR
+    body = b"tEXt" + keyword.encode("latin-1") + b"\0" + text.encode("latin-1")
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    return coded[:header_end] + chunk + coded[header_end:]
 
 
 def write_json(path: Path, data: Any) -> None:

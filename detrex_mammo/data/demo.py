@@ -182,7 +182,11 @@ def _run_job(job: _Job, out: Path) -> tuple[_Job, dict[str, Any], list[dict[str,
     """Make, write and describe one image."""
     options = _WORKER["options"]
     background, pixels, placed = make_image(job, options, _WORKER["backgrounds"])
-    write_png16(out / job.file_name, pixels)
+    path = out / job.file_name
+    write_png16(path, pixels)
+    path.write_bytes(
+        dataset_folder.png_with_text(path.read_bytes(), "Comment", "simulated lesions")
+    )
     region = find_breast(pixels)
     image = {
         "file_name": job.file_name,
@@ -209,12 +213,7 @@ def _annotation(lesion: Any) -> dict[str, Any]:
         "iscrowd": 0,
         "simulated": True,
         "support": list(lesion.support),
-        "simulation": {
-            key: [round(v, 4) for v in value]
-            if isinstance(value, list)
-            else (round(value, 5) if isinstance(value, float) else value)
-            for key, value in lesion.attributes.items()
-        },
+        "simulation": {key: _rounded(value) for key, value in lesion.attributes.items()},
     }
 
 
@@ -249,6 +248,12 @@ def _coco(split: str, options: DemoOptions, results: list) -> dict[str, Any]:
         "images": images,
         "annotations": annotations,
     }
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return round(value, 5) if isinstance(value, float) else value
 
 
 def _summary(results: list) -> dict[str, Any]:
@@ -303,6 +308,7 @@ def build_demo_dataset(
         mine = [r for r in results if (r[0].split == "val") == (split == "val")]
         dataset_folder.write_json(out / f"{split}.json", _coco(split, options, mine))
         summary[split] = _summary(mine)
+    (out / "README.txt").write_text(NOTE + "\n")
     dataset_folder.finish(out, options.to_dict(), summary)
     return summary
 

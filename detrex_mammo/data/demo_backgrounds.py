@@ -77,9 +77,7 @@ def load_background(path: Path, pitch_mm: float) -> Background:
     height, width = (max(1, round(side * scale)) for side in image.pixels.shape)
     small = cv2.resize(image.pixels, (width, height), interpolation=cv2.INTER_AREA)
     pixels = np.rint(np.clip(small, 0, 255) * 257.0).astype(np.uint16)
-    record = {
-        key: image.record[key] for key in ("patient_id", "laterality", "view", "study_id")
-    }
+    record = {key: image.record[key] for key in ("patient_id", "laterality", "view", "study_id")}
     record |= {"dataset": "CBIS-DDSM, simulated lesions", "source": path.name}
     return Background(pixels, *_tissue_and_side(pixels, record["view"]), record)
 
@@ -101,7 +99,8 @@ def _without_folds(tissue: np.ndarray, diameter: int) -> np.ndarray:
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
     rim = cv2.copyMakeBorder(small, side, side, side, side, cv2.BORDER_REPLICATE)
     opened = cv2.morphologyEx(rim, cv2.MORPH_OPEN, kernel)[side:-side, side:-side]
-    return tissue & cv2.resize(opened, (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
+    kept = cv2.resize(opened, (width, height), interpolation=cv2.INTER_NEAREST)
+    return tissue & kept.astype(bool)
 
 
 def pectoral_mask(pixels: np.ndarray, side: str) -> np.ndarray:

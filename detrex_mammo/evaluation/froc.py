@@ -180,9 +180,9 @@ class FrocCurve:
         return float(np.mean([self.sensitivity_at(fppi) for fppi in CPM_FPPI]))
 
     def corners(self) -> np.ndarray:
-        """Rows of the points that draw the step curve: where it rises, the row before, the ends."""
+        """Rows of the points that draw the step curve: the ends, and those that rise."""
         rises = np.flatnonzero(np.diff(self.true_positives) > 0)
-        return np.unique(np.concatenate([[0], rises, rises + 1, [len(self.thresholds) - 1]]))
+        return np.unique(np.concatenate([[0], rises + 1, [len(self.thresholds) - 1]]))
 
     def to_dict(self, fppi=DEFAULT_FPPI) -> dict[str, Any]:
         """Everything for a report, JSON-ready (undefined numbers are None, +inf is None).

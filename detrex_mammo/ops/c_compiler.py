@@ -100,8 +100,8 @@ def is_private(path: Path) -> bool:
         status = path.lstat()
     except OSError:
         return False
-    writable_by_others = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return not stat.S_ISLNK(status.st_mode) and status.st_uid == os.getuid() and not writable_by_others
+    is_ours = status.st_uid == os.getuid() and not stat.S_ISLNK(status.st_mode)
+    return is_ours and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _compile(compiler: str, flags: list[str], source: Path, library: Path) -> None:

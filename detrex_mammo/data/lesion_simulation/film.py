@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Mean gradient 3 of mammography film over a density range of 3.6: slope of the logit is 4 * 3 / 3.6.
+# Mammography film has a mean gradient of about 3 over a density range of about 3.6, so the logit's
+# slope is 4 * 3 / 3.6 per decade.
 LOGIT_PER_DECADE = 10.0 / 3.0
 
 

@@ -19,6 +19,8 @@ from detrex_mammo.data.lesion_simulation.masses import Lesion
 from detrex_mammo.data.lesion_simulation.parameters import PlacementParameters
 
 MASS = 1
+# Tissue is smoothed over about 1 mm (full width at half maximum) before its clutter is measured.
+CLUTTER_SIGMA_MM = 0.4
 
 
 @dataclass
@@ -58,9 +60,16 @@ def _room(free: np.ndarray) -> np.ndarray:
 
 
 def _try_place(
-    pixels: np.ndarray, lesion: Lesion, centre: tuple[int, int], film: FilmCurve
-) -> tuple[np.ndarray, InsertedLesion] | None:
-    """The image patch with the lesion at ``centre`` (x, y), or None when it leaves no trace."""
+    pixels: np.ndarray,
+    lesion: Lesion,
+    centre: tuple[int, int],
+    film: FilmCurve,
+    pitch_mm: float,
+) -> tuple[np.ndarray, tuple[int, int], InsertedLesion] | None:
+    """The patch with the lesion at ``centre`` (x, y), its corner and what it holds.
+
+    None when no pixel changes.
+    """
     height, width = pixels.shape
     half_h, half_w = (side // 2 for side in lesion.contrast.shape)
     left, top = centre[0] - half_w, centre[1] - half_h
@@ -75,9 +84,8 @@ def _try_place(
     if peak < 1:
         return None
     core = rise >= lesion.box_fraction * peak
-    smooth = cv2.GaussianBlur(before.astype(np.float32), (0, 0), 2.0)
-    around = contrast > 0
-    clutter = float(smooth[around].std())
+    smooth = cv2.GaussianBlur(before.astype(np.float32), (0, 0), CLUTTER_SIGMA_MM / pitch_mm)
+    clutter = float(smooth[contrast > 0].std())
     bx0, by0, bx1, by1 = bounds(core)
     sx0, sy0, sx1, sy1 = bounds(rise > 0)
     attributes = {
@@ -91,7 +99,7 @@ def _try_place(
         (sx0 + x0, sy0 + y0, sx1 + x0, sy1 + y0),
         attributes,
     )
-    return after, placed
+    return after, (x0, y0), placed
 
 
 def _acceptable(placed: InsertedLesion, placement: PlacementParameters) -> bool:
@@ -143,24 +151,14 @@ def insert_lesions(
             continue
         for index in rng.choice(candidates, size=placement.tries):
             centre = (int(index % image.shape[1]), int(index // image.shape[1]))
-            result = _try_place(image, lesion, centre, film)
+            result = _try_place(image, lesion, centre, film, pitch_mm)
             if result is None:
                 continue
-            patch, placed = result
+            patch, (x0, y0), placed = result
             if not _acceptable(placed, placement) or _taken(taken, placed.support).any():
                 continue
-            _paste(image, lesion, centre, patch)
+            image[y0 : y0 + patch.shape[0], x0 : x0 + patch.shape[1]] = patch
             done.append(placed)
             _taken(taken, placed.support, round(placement.gap_mm / pitch_mm))[:] = True
             break
     return image, done
-
-
-def _paste(
-    image: np.ndarray, lesion: Lesion, centre: tuple[int, int], patch: np.ndarray
-) -> None:
-    """Write a patch of :func:`_try_place` back into the image."""
-    half_h, half_w = (side // 2 for side in lesion.contrast.shape)
-    y0, x0 = max(centre[1] - half_h, 0), max(centre[0] - half_w, 0)
-    image[y0 : y0 + patch.shape[0], x0 : x0 + patch.shape[1]] = patch
-

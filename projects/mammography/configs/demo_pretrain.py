@@ -5,7 +5,7 @@ Trained on one patient's four mammograms and on synthetic breast texture only; w
 written beside the checkpoint, in ``projects/mammography/checkpoints/README.md``.
 
     python tools/prepare_data.py demo --out datasets/demo_pretrain \\
-        --train-images 1600 --synthetic 400
+        --train-images 1600 --synthetic 240
     python tools/train_net.py --config-file projects/mammography/configs/demo_pretrain.py
 """
 
@@ -20,8 +20,8 @@ model.num_classes = 2
 dataloader.train.dataset.name = "demo_pretrain_train"
 dataloader.train.dataset.json_file = "datasets/demo_pretrain/train.json"
 dataloader.train.dataset.image_root = "datasets/demo_pretrain"
-dataloader.train.total_batch_size = 8
-dataloader.train.num_workers = 2
+dataloader.train.total_batch_size = 4
+dataloader.train.num_workers = 1
 dataloader.test.dataset.name = "demo_pretrain_val"
 dataloader.test.dataset.json_file = "datasets/demo_pretrain/val.json"
 dataloader.test.dataset.image_root = "datasets/demo_pretrain"
@@ -45,7 +45,7 @@ lr_multiplier.warmup_iters = 300
 lr_multiplier.final_factor = 0.01
 
 train.output_dir = "output/demo_pretrain"
-train.epochs = 20
-train.eval_period_epochs = 2
+train.epochs = 15
+train.eval_period_epochs = 3
 train.checkpointer.period_epochs = 1
 train.checkpointer.max_to_keep = 2
