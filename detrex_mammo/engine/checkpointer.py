@@ -18,6 +18,7 @@ from detrex_mammo.checkpoint.loading import (
     read_checkpoint,
     weights_of,
 )
+from detrex_mammo.config import shipped_root
 from detrex_mammo.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -135,9 +136,14 @@ def load_initial(model: nn.Module, path: str, allow_backbone: bool = True) -> di
 
 
 def local_path(path: str) -> str:
-    """A file for a path or URL (https://, detectron2://), downloaded once if need be."""
+    """A file for a path or URL (https://, detectron2://), downloaded once if need be.
+
+    A path that does not exist here is looked for among the files that travel with the package.
+    """
     if "://" not in path:
-        return os.path.expanduser(path)
+        given = os.path.expanduser(path)
+        shipped = shipped_root() / path
+        return str(shipped) if shipped.is_file() and not os.path.exists(given) else given
     from detectron2.utils.file_io import PathManager
 
     try:

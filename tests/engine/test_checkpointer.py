@@ -1,0 +1,108 @@
+# Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
+"""Checkpoints of a run: whole files, everything in them, strict loading."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from detrex_mammo.engine import checkpointer as module
+from detrex_mammo.engine.checkpointer import RunCheckpointer, load_initial
+from detrex_mammo.errors import UserError
+from tests.engine.tiny import TinyDetector
+
+
+class Counter:
+    """Something with a state."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def state_dict(self) -> dict:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.value = state["value"]
+
+
+def test_round_trip_restores_model_and_state(tmp_path: Path) -> None:
+    model, counter = TinyDetector(), Counter()
+    counter.value = 5
+    RunCheckpointer(model, str(tmp_path), lambda: {"config": "a: 1"}, trainer=counter).save(
+        "model_0000004", iteration=4
+    )
+    other, fresh = TinyDetector(), Counter()
+    assert RunCheckpointer(other, str(tmp_path), trainer=fresh).resume() is True
+    assert fresh.value == 5
+    for one, two in zip(model.parameters(), other.parameters()):
+        torch.testing.assert_close(one, two, rtol=0, atol=0)
+    content = torch.load(tmp_path / "model_0000004.pth", weights_only=True)
+    assert (content["config"], content["iteration"]) == ("a: 1", 4)
+
+
+def test_empty_folder_has_nothing_to_resume(tmp_path: Path) -> None:
+    assert RunCheckpointer(TinyDetector(), str(tmp_path)).resume() is False
+
+
+def test_weights_alone_are_not_resumed(tmp_path: Path) -> None:
+    RunCheckpointer(TinyDetector(), str(tmp_path)).save("model_final")
+    with pytest.raises(UserError, match="no trainer state"):
+        RunCheckpointer(TinyDetector(), str(tmp_path), trainer=Counter()).resume()
+
+
+def test_kill_while_writing_leaves_the_last_whole_file(tmp_path: Path, monkeypatch) -> None:
+    saver = RunCheckpointer(TinyDetector(), str(tmp_path))
+    saver.save("model_final")
+
+    def half(content, file) -> None:
+        file.write(b"half a file")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.torch, "save", half)
+    with pytest.raises(KeyboardInterrupt):
+        saver.save("model_final")
+    monkeypatch.undo()
+    assert RunCheckpointer(TinyDetector(), str(tmp_path)).resume() is True
+
+
+def test_newest_are_kept_and_the_final_one_is_not_counted(tmp_path: Path) -> None:
+    saver = RunCheckpointer(TinyDetector(), str(tmp_path))
+    for name in ("model_final", "model_0000009", "model_0000019", "model_0000029"):
+        saver.save(name)
+    saver.keep_newest(2)
+    assert sorted(path.name for path in tmp_path.glob("*.pth")) == [
+        "model_0000019.pth",
+        "model_0000029.pth",
+        "model_final.pth",
+    ]
+
+
+def test_backbone_file_fills_the_backbone_only(tmp_path: Path) -> None:
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = nn.ModuleDict({"stem": nn.Linear(2, 2, bias=False)})
+            self.head = nn.Linear(2, 2)
+
+    content = {"model": {"stem.weight": np.full((2, 2), 7, dtype=np.float32)}}
+    path = tmp_path / "R-50.pkl"
+    path.write_bytes(pickle.dumps(content))
+    model = Detector()
+    head = model.head.weight.clone()
+    load_initial(model, str(path))
+    assert model.backbone["stem"].weight.unique().tolist() == [7.0]
+    torch.testing.assert_close(model.head.weight, head, rtol=0, atol=0)
+    with pytest.raises(UserError, match="backbone only"):
+        load_initial(model, str(path), allow_backbone=False)
+    content["model"]["res2.weight"] = np.zeros(1, dtype=np.float32)
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(UserError, match=r"1 unexpected \(backbone.res2.weight\)"):
+        load_initial(model, str(path))
+
+
+def test_url_that_cannot_be_fetched_is_one_sentence() -> None:
+    with pytest.raises(UserError, match="cannot be fetched"):
+        load_initial(TinyDetector(), "http://127.0.0.1:9/model.pth")
