@@ -25,67 +25,90 @@ class BreastRegion:
         box: (x0, y0, x1, y1) bounds of the mask, whole pixels, ends exclusive.
         side: "left" or "right": the side of the image on which the chest wall lies.
         share: part of the image that the mask covers, in [0, 1].
+        frame: (x0, y0, x1, y1) of the image without bright film borders; holds the box.
+        found: False if nothing stands out from the background; the mask is the whole image then.
     """
 
     mask: np.ndarray
     box: tuple[int, int, int, int]
     side: str
     share: float
+    frame: tuple[int, int, int, int]
+    found: bool = True
 
 
 def find_breast(pixels: np.ndarray) -> BreastRegion:
     """Segment the breast: strip borders, threshold low, keep the largest smooth component.
 
+    Works on a copy of ``WORKING_SIZE``, so that its time does not depend on the image's size.
+
     Args:
         pixels: (H, W), any range, bright is dense tissue.
-
-    Returns:
-        BreastRegion: of the whole image when nothing stands out from the background.
     """
     height, width = pixels.shape
     scale = min(1.0, WORKING_SIZE / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = cv2.resize(pixels.astype(np.float32), size, interpolation=cv2.INTER_AREA)
-    small_mask = _trim_ends(_largest_component(_foreground(small)))
-    if not small_mask.any():
+    foreground, (left, top, right, bottom) = _foreground(small)
+    small_mask = _trim_ends(_largest_component(foreground))
+    found = bool(small_mask.any())
+    if not found:
         small_mask = np.ones_like(small_mask)
     mask = cv2.resize(small_mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
     mask = mask.astype(bool)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
-    return BreastRegion(mask, box, _chest_wall_side(mask, box), float(mask.mean()))
+    frame = (
+        min(round(left * width / size[0]), box[0]),
+        min(round(top * height / size[1]), box[1]),
+        max(width - round(right * width / size[0]), box[2]),
+        max(height - round(bottom * height / size[1]), box[3]),
+    )
+    side = _chest_wall_side(mask, box)
+    return BreastRegion(mask, box, side, float(mask.mean()), frame, found)
 
 
-def _foreground(small: np.ndarray) -> np.ndarray:
+def _foreground(small: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """What is brighter than the background, and the film border's depth at each side."""
     low, high = np.percentile(small, (0.5, 99.5))
     if high <= low:
-        return np.zeros(small.shape, np.uint8)
+        return np.zeros(small.shape, np.uint8), [0, 0, 0, 0]
     scaled = np.clip((small - low) / (high - low) * 255, 0, 255).astype(np.uint8)
     otsu, _ = cv2.threshold(scaled, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     foreground = (scaled > max(otsu * OTSU_FACTOR, 3)).astype(np.uint8)
-    _strip_borders(foreground, scaled > otsu)
+    depths = _strip_borders(foreground, scaled > otsu)
     # Detach labels and scratches that touch the breast by a thin bridge.
     side = max(3, round(max(small.shape) * 0.02)) | 1
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
     padded = cv2.copyMakeBorder(foreground, side, side, side, side, cv2.BORDER_REPLICATE)
-    return cv2.morphologyEx(padded, cv2.MORPH_OPEN, kernel)[side:-side, side:-side]
+    opened = cv2.morphologyEx(padded, cv2.MORPH_OPEN, kernel)
+    return opened[side:-side, side:-side], depths
 
 
-def _strip_borders(foreground: np.ndarray, is_bright: np.ndarray) -> None:
+def _strip_borders(foreground: np.ndarray, is_bright: np.ndarray) -> list[int]:
     """Clear bright lines along the image's four sides, in place.
 
     A film border is bright over most of its length and thin; the chest wall's side of a breast is
     bright over a part of it, or goes on being bright farther in.
+
+    Returns:
+        list: lines cleared at the left, top, right and bottom.
     """
+    depths = {}
     for axis in (0, 1):
         lines = foreground if axis == 0 else foreground.T
         bright = (is_bright if axis == 0 else is_bright.T).mean(axis=1)
         limit = max(2, round(MAX_BORDER * len(lines)))
-        for order in (np.arange(limit), np.arange(len(lines) - 1, len(lines) - 1 - limit, -1)):
+        limit = min(limit, len(lines))
+        orders = (np.arange(limit), len(lines) - 1 - np.arange(limit))
+        for end, order in enumerate(orders):
             is_border = bright[order] > 0.5
+            depth = 0
             if is_border.any() and not is_border.all():
-                last = int(np.flatnonzero(is_border)[-1]) + 2
-                lines[order[: min(last, limit)]] = 0
+                depth = min(int(np.flatnonzero(is_border)[-1]) + 2, limit)
+            lines[order[:depth]] = 0
+            depths[axis, end] = depth
+    return [depths[1, 0], depths[0, 0], depths[1, 1], depths[0, 1]]
 
 
 def _largest_component(foreground: np.ndarray) -> np.ndarray:

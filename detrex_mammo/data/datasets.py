@@ -13,7 +13,12 @@ from detectron2.structures import BoxMode
 from detrex_mammo.errors import UserError
 
 logger = logging.getLogger(__name__)
-# What an image record keeps of the JSON beside file, size and id; see docs of the schema.
+_NEEDED_KEYS = {
+    "images": ("id", "file_name", "height", "width"),
+    "annotations": ("image_id", "category_id", "bbox"),
+    "categories": ("id", "name"),
+}
+# What an image record keeps of the JSON beside file, size and id.
 EXTRA_KEYS = (
     "patient_id",
     "study_id",
@@ -50,16 +55,35 @@ def load_coco_json(name: str, json_file: str, image_root: str) -> list[dict[str,
             there, or the name is taken by another file.
     """
     content = _read(json_file)
+    for key, needed in _NEEDED_KEYS.items():
+        _check_entries(content[key], key, needed, json_file)
     categories = sorted(content["categories"], key=lambda category: category["id"])
     contiguous = {category["id"]: index for index, category in enumerate(categories)}
     if len(contiguous) < len(categories):
         raise UserError(f"{json_file}: two categories have the same id")
-    _register(name, json_file, image_root, categories, contiguous)
-    records = {image["id"]: _record(image, image_root) for image in content["images"]}
+    records = {image["id"]: _record(image, image_root, json_file) for image in content["images"]}
     if len(records) < len(content["images"]):
         raise UserError(f"{json_file}: two images have the same id")
     _add_annotations(records, content["annotations"], contiguous, json_file)
+    _register(name, json_file, image_root, categories, contiguous)
+    logger.info(
+        "dataset %s: %d images, %d of them without boxes, %d boxes",
+        name,
+        len(records),
+        sum(not record["annotations"] for record in records.values()),
+        sum(len(record["annotations"]) for record in records.values()),
+    )
     return list(records.values())
+
+
+def _check_entries(entries: list[Any], key: str, needed: tuple[str, ...], json_file: str) -> None:
+    for index, entry in enumerate(entries):
+        missing = [n for n in needed if not isinstance(entry, dict) or entry.get(n) is None]
+        if missing:
+            raise UserError(
+                f"{json_file}: entry {index} of {key!r} lacks {', '.join(missing)}; each has "
+                f"{', '.join(needed)}"
+            )
 
 
 def _read(json_file: str) -> dict[str, Any]:
@@ -93,18 +117,25 @@ def _register(name, json_file, image_root, categories, contiguous) -> None:
         raise UserError(
             f"dataset name {name!r} is taken by {known!r}: give {json_file!r} another name"
         )
+    facts = {
+        "json_file": str(json_file) if known is None else known,
+        "image_root": str(image_root),
+        "evaluator_type": "coco",
+        "thing_classes": [category["name"] for category in categories],
+        "thing_dataset_id_to_contiguous_id": contiguous,
+    }
+    for key, value in facts.items():
+        if metadata.get(key, value) != value:
+            raise UserError(
+                f"dataset name {name!r} is registered with {key} {metadata.get(key)!r}, not "
+                f"{value!r}: give it another name"
+            )
     if name not in DatasetCatalog.list():
         DatasetCatalog.register(name, lambda: load_coco_json(name, json_file, image_root))
-    metadata.set(
-        json_file=str(json_file),
-        image_root=str(image_root),
-        evaluator_type="coco",
-        thing_classes=[category["name"] for category in categories],
-        thing_dataset_id_to_contiguous_id=contiguous,
-    )
+    metadata.set(**facts)
 
 
-def _record(image: dict[str, Any], image_root: str) -> dict[str, Any]:
+def _record(image: dict[str, Any], image_root: str, json_file: str) -> dict[str, Any]:
     record = {
         "file_name": os.path.join(image_root, image["file_name"]),
         "height": int(image["height"]),
@@ -113,6 +144,17 @@ def _record(image: dict[str, Any], image_root: str) -> dict[str, Any]:
         "annotations": [],
     }
     record.update({key: image[key] for key in EXTRA_KEYS if key in image})
+    side, box = record.get("chest_wall"), record.get("breast_box")
+    if side not in (None, "left", "right"):
+        raise UserError(
+            f"{json_file}: image {image['id']} has chest_wall {side!r}; use 'left' or 'right', or "
+            "leave it out"
+        )
+    if box is not None and not (len(box) == 4 and box[0] < box[2] and box[1] < box[3]):
+        raise UserError(
+            f"{json_file}: image {image['id']} has breast_box {box}; it is [x0, y0, x1, y1], not "
+            "empty"
+        )
     return record
 
 
@@ -126,7 +168,7 @@ def _add_annotations(records, annotations, contiguous, json_file) -> None:
                 f"{json_file}: annotation {annotation.get('id')} has {key} {annotation[key]!r}, "
                 "which the file does not list"
             )
-        x, y, width, height = (float(value) for value in annotation["bbox"])
+        x, y, width, height = _four_numbers(annotation, json_file)
         x0, y0 = max(x, 0.0), max(y, 0.0)
         x1, y1 = min(x + width, record["width"]), min(y + height, record["height"])
         if not (x1 > x0 and y1 > y0):  # also False for NaN
@@ -145,3 +187,17 @@ def _add_annotations(records, annotations, contiguous, json_file) -> None:
         logger.warning("%s: %d boxes left their image and were clipped", json_file, clipped)
     if dropped:
         logger.warning("%s: %d boxes without area were dropped", json_file, dropped)
+
+
+def _four_numbers(annotation: dict[str, Any], json_file: str) -> tuple[float, ...]:
+    box = annotation["bbox"]
+    try:
+        numbers = tuple(float(value) for value in box)
+    except (TypeError, ValueError):
+        numbers = ()
+    if len(numbers) != 4:
+        raise UserError(
+            f"{json_file}: annotation {annotation.get('id')} has bbox {box!r}; it is four numbers, "
+            "x, y, width, height"
+        )
+    return numbers

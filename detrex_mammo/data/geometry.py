@@ -67,6 +67,22 @@ class Geometry:
         cropped = image[y0:y1, x0:x1]
         return np.ascontiguousarray(cropped[:, ::-1] if self.flip else cropped)
 
+    def inverse_image(self, image: np.ndarray) -> np.ndarray:
+        """Put a crop (H, W) or (H, W, C) back where it was; zero outside it.
+
+        Raises:
+            UserError: the image is not of the crop's size.
+        """
+        if tuple(image.shape[:2]) != self.size:
+            raise UserError(
+                f"image has {image.shape[1]}x{image.shape[0]} pixels, but the crop has "
+                f"{self.size[1]}x{self.size[0]}: give it in the crop's frame, before any resize"
+            )
+        x0, y0, x1, y1 = self.crop
+        original = np.zeros((*self.original_size, *image.shape[2:]), image.dtype)
+        original[y0:y1, x0:x1] = image[:, ::-1] if self.flip else image
+        return original
+
     def apply_boxes(self, boxes: Any) -> Any:
         """Boxes (N, 4) xyxy of the original image to the crop; not clipped. numpy or torch."""
         x0, y0, x1, _ = self.crop
@@ -93,7 +109,13 @@ class Geometry:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Geometry":
-        """Inverse of :meth:`to_dict`."""
+        """Inverse of :meth:`to_dict`.
+
+        Raises:
+            UserError: a key is missing or unknown, or the crop is not possible.
+        """
+        if set(data) != {"original_size", "crop", "flip"}:
+            raise UserError(f"geometry has keys {sorted(data)}; it needs original_size, crop, flip")
         return cls(tuple(data["original_size"]), tuple(data["crop"]), bool(data["flip"]))
 
 

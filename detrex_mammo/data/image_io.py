@@ -1,16 +1,20 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
 """Grey images in and out at full precision: 16 bits stay 16 bits."""
 
+import logging
 import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from detrex_mammo.data.grey_levels import WindowPolicy, range_of_pixels, stretch
 from detrex_mammo.errors import UserError
 
+logger = logging.getLogger(__name__)
 DICOM_SUFFIXES = {".dcm", ".dicom", ".dcim", ".ima"}
 PICTURE_SUFFIXES = {".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".pgm"}
+_has_warned = False
 
 
 def is_dicom(path: str | os.PathLike) -> bool:
@@ -27,12 +31,16 @@ def is_dicom(path: str | os.PathLike) -> bool:
         return False
 
 
-def read_image(path: str | os.PathLike, window: str = "auto") -> np.ndarray:
+def read_image(
+    path: str | os.PathLike, window: str = "auto", allow_for_processing: bool = False
+) -> np.ndarray:
     """Read a mammogram of any supported kind.
 
     Args:
         path: DICOM, or PNG, TIFF, JPEG, BMP, PGM of 8 or 16 bits; colour is averaged to grey.
-        window: how DICOM values become grey, see :func:`detrex_mammo.data.dicom.read_dicom`.
+        window: see :meth:`detrex_mammo.data.grey_levels.WindowPolicy.parse`. A picture has no
+            windows of its own: "auto" and "none" are all that its 8 or 16 bits can store.
+        allow_for_processing: also take raw FOR PROCESSING DICOM images.
 
     Returns:
         np.ndarray: (H, W) float32 in [0, 255]; 16-bit pixels become fractions (value / 257).
@@ -43,8 +51,34 @@ def read_image(path: str | os.PathLike, window: str = "auto") -> np.ndarray:
     if is_dicom(path):
         from detrex_mammo.data.dicom import read_dicom  # pydicom takes a second to import
 
-        return read_dicom(path, window).pixels
-    return to_unit_255(read_picture(path), path)
+        return read_dicom(path, window, allow_for_processing=allow_for_processing).pixels
+    policy = WindowPolicy.parse(window)
+    stored = read_picture(path)
+    if policy.kind in ("window", "lut"):
+        raise UserError(
+            f"window is {window!r}, but {str(path)!r} is no DICOM file and has none: use 'auto', "
+            "'minmax' or 'percentile:low,high'"
+        )
+    if policy.kind in ("minmax", "percentile"):
+        counts = np.bincount(stored.ravel())
+        levels = np.arange(len(counts), dtype=np.float64)
+        ends = range_of_pixels(levels, counts, policy.percentiles)
+        return stretch(levels, *ends).astype(np.float32)[stored]
+    _warn_if_dark(stored, path)
+    return to_unit_255(stored, path)
+
+
+def _warn_if_dark(stored: np.ndarray, path: str | os.PathLike) -> None:
+    """12 bits in a 16-bit picture are nearly black; once per process is enough."""
+    global _has_warned
+    if not _has_warned and stored.dtype == np.uint16 and 0 < stored.max() < 4096:
+        _has_warned = True
+        logger.warning(
+            "%s has 16 bits but no pixel above %d of 65535: if it holds 12-bit values, set "
+            "preprocessing.window to 'minmax' or write it with its full range (told once)",
+            path,
+            stored.max(),
+        )
 
 
 def read_picture(path: str | os.PathLike) -> np.ndarray:

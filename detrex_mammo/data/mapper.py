@@ -11,8 +11,9 @@ from detectron2.data.transforms import AugInput, Augmentation, AugmentationList
 from detectron2.structures import Boxes, Instances
 
 from detrex_mammo.data.geometry import Geometry
-from detrex_mammo.data.image_io import read_image
+from detrex_mammo.data.image_io import to_unit_255
 from detrex_mammo.data.preprocessing import Preprocessing
+from detrex_mammo.errors import UserError
 
 logger = logging.getLogger(__name__)
 # A box that a training augmentation leaves smaller than this, in network pixels, teaches nothing.
@@ -25,18 +26,29 @@ class MammographyMapper:
     Args:
         is_train: also return ``instances``, and never cut a box by the crop.
         augmentations: detectron2 augmentations, in order; they see float32 (H, W) in [0, 255].
-        preprocessing: window, crop and flip; the defaults when None.
+        preprocessing: window, crop and flip, also as a dict; the defaults when None.
+        cache_megabytes: keep decoded crops in memory up to this size, in each loader worker, so
+            that later epochs read no file. The mapped images are the same, bit for bit.
+
+    Raises:
+        UserError: ``preprocessing`` or ``cache_megabytes`` is not possible.
     """
 
     def __init__(
         self,
         is_train: bool,
         augmentations: Sequence[Augmentation] = (),
-        preprocessing: Preprocessing | None = None,
+        preprocessing: Preprocessing | Mapping[str, Any] | None = None,
+        cache_megabytes: float = 0,
     ):
+        if not cache_megabytes >= 0:
+            raise UserError(f"cache_megabytes is {cache_megabytes}; use 0 (no cache) or more")
         self.is_train = is_train
         self.augmentations = AugmentationList(list(augmentations))
-        self.preprocessing = preprocessing or Preprocessing()
+        if not isinstance(preprocessing, Preprocessing):
+            preprocessing = Preprocessing.from_dict(preprocessing or {})
+        self.preprocessing = preprocessing
+        self._cache = _CropCache(int(cache_megabytes * 2**20))
 
     def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Map one record of :func:`detrex_mammo.data.datasets.load_coco_json`.
@@ -45,19 +57,17 @@ class MammographyMapper:
             dict: the record without its annotations, and ``image`` (3, H, W) float32 RGB in
             [0, 255]; ``height`` and ``width`` of the crop, in whose frame the detector answers;
             ``geometry``, which takes its boxes back to the original image; in training
-            ``instances`` with ``gt_boxes`` (xyxy, pixels of ``image``) and ``gt_classes``.
+            ``instances`` with ``gt_boxes`` (xyxy, pixels of ``image``) and ``gt_classes``; in
+            evaluation ``boxes_cut_by_crop``, the number of true boxes that leave the crop.
 
         Raises:
             UserError: the image is missing, damaged, or not of the size its record says.
         """
-        pixels = read_image(record["file_name"], self.preprocessing.window)
         boxes, classes = _ground_truth(record)
-        geometry = self.preprocessing.geometry_for(pixels, record, boxes if self.is_train else None)
-        if not self.is_train:
-            _report_cut_boxes(record, geometry, boxes)
+        pixels, geometry = self._crop(record, boxes)
         height, width = geometry.size
         augmented = AugInput(
-            geometry.apply_image(pixels),
+            pixels,
             boxes=np.clip(geometry.apply_boxes(boxes), 0, (width, height, width, height)),
         )
         self.augmentations(augmented)
@@ -68,7 +78,48 @@ class MammographyMapper:
         mapped["geometry"] = geometry
         if self.is_train:
             mapped["instances"] = _instances(augmented, classes)
+        else:
+            mapped["boxes_cut_by_crop"] = _report_cut_boxes(record, geometry, boxes)
         return mapped
+
+    def _crop(self, record: Mapping[str, Any], boxes: np.ndarray) -> tuple[np.ndarray, Geometry]:
+        """Pixels (H, W) float32 of the crop, turned to its side, and where it lies."""
+        key = (record["file_name"], record.get("image_id"))
+        found = self._cache.get(key)
+        if found is None:
+            pixels = self.preprocessing.read(record["file_name"])
+            geometry = self.preprocessing.geometry_for(
+                pixels, record, boxes if self.is_train else None
+            )
+            found = geometry.apply_image(pixels), geometry
+            self._cache.put(key, *found)
+        return found
+
+
+class _CropCache:
+    """Crops with their geometry until ``capacity`` bytes are full; later ones are not kept."""
+
+    def __init__(self, capacity: int):
+        self.free = capacity
+        self._kept: dict[Any, tuple[np.ndarray, Geometry]] = {}
+
+    def get(self, key: Any) -> tuple[np.ndarray, Geometry] | None:
+        if key not in self._kept:
+            return None
+        pixels, geometry = self._kept[key]
+        if pixels.dtype == np.uint16:
+            pixels = to_unit_255(pixels)
+        return pixels.copy(), geometry
+
+    def put(self, key: Any, pixels: np.ndarray, geometry: Geometry) -> None:
+        if 2 * pixels.size > self.free:
+            return
+        stored = np.rint(pixels * np.float32(257)).astype(np.uint16)
+        # Most files hold 16 bits or less: half the memory. Otherwise nothing is rounded.
+        stored = stored if np.array_equal(to_unit_255(stored), pixels) else pixels.copy()
+        if stored.nbytes <= self.free:
+            self.free -= stored.nbytes
+            self._kept[key] = (stored, geometry)
 
 
 def _ground_truth(record: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -79,7 +130,7 @@ def _ground_truth(record: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     return boxes, np.array([a["category_id"] for a in kept], dtype=np.int64)
 
 
-def _report_cut_boxes(record: Mapping[str, Any], geometry: Geometry, boxes: np.ndarray) -> None:
+def _report_cut_boxes(record: Mapping[str, Any], geometry: Geometry, boxes: np.ndarray) -> int:
     x0, y0, x1, y1 = geometry.crop
     is_cut = (boxes[:, :2] < (x0, y0)).any(axis=1) | (boxes[:, 2:] > (x1, y1)).any(axis=1)
     if is_cut.any():
@@ -90,6 +141,7 @@ def _report_cut_boxes(record: Mapping[str, Any], geometry: Geometry, boxes: np.n
             len(boxes),
             list(geometry.crop),
         )
+    return int(is_cut.sum())
 
 
 def _instances(augmented: AugInput, classes: np.ndarray) -> Instances:

@@ -1,6 +1,7 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
 """From file to the part of the image a network sees: one small object, stored with the weights."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -9,6 +10,8 @@ import numpy as np
 
 from detrex_mammo.data.breast import find_breast
 from detrex_mammo.data.geometry import Geometry
+from detrex_mammo.data.grey_levels import WindowPolicy
+from detrex_mammo.data.image_io import read_image
 from detrex_mammo.errors import UserError
 
 
@@ -17,28 +20,39 @@ class Preprocessing:
     """What is done to a mammogram before it is resized.
 
     Attributes:
-        window: grey values of DICOM, see :func:`detrex_mammo.data.dicom.read_dicom`.
+        window: grey values, see :meth:`detrex_mammo.data.grey_levels.WindowPolicy.parse`.
         crop_breast: cut the image to the breast.
         margin: around the breast's box, as a share of the box's longer side.
         chest_wall: "left" or "right": mirror images so that the chest wall lies there; "" leaves
             every image as it is.
+        allow_for_processing: also take raw FOR PROCESSING DICOM images.
 
     Raises:
-        UserError: ``margin`` or ``chest_wall`` is not possible.
+        UserError: ``window``, ``margin`` or ``chest_wall`` is not possible.
     """
 
     window: str = "auto"
     crop_breast: bool = True
     margin: float = 0.02
     chest_wall: str = "left"
+    allow_for_processing: bool = False
 
     def __post_init__(self) -> None:
+        WindowPolicy.parse(self.window)
         if self.chest_wall not in ("left", "right", ""):
             raise UserError(
                 f"preprocessing.chest_wall is {self.chest_wall!r}; use 'left', 'right' or ''"
             )
         if not 0 <= self.margin <= 1:
             raise UserError(f"preprocessing.margin is {self.margin}; use a share from 0 to 1")
+
+    def read(self, path: str | os.PathLike) -> np.ndarray:
+        """Read a file as this says: (H, W) float32 in [0, 255].
+
+        Raises:
+            UserError: the file cannot be read so.
+        """
+        return read_image(path, self.window, self.allow_for_processing)
 
     def geometry_for(
         self,
@@ -51,7 +65,8 @@ class Preprocessing:
         Args:
             pixels: (H, W).
             record: ``breast_box`` (xyxy) and ``chest_wall`` ("left" or "right") of a dataset
-                that has them stored; found in the pixels otherwise.
+                that has them stored; found in the pixels otherwise, which are trusted more than
+                ``laterality``: headers are wrong now and then.
             boxes: (N, 4) xyxy ground truth that the crop must not cut, in training.
         """
         height, width = pixels.shape[:2]
@@ -59,17 +74,24 @@ class Preprocessing:
             return Geometry.identity(height, width)
         record = record or {}
         box, side = record.get("breast_box"), record.get("chest_wall")
+        frame = (0, 0, width, height)
         if (self.crop_breast and box is None) or (self.chest_wall and side is None):
             region = find_breast(pixels)
+            if side is None:
+                side = region.side if region.found else _expected_side(record, region.side)
+            frame = region.frame if box is None else frame
             box = region.box if box is None else box
-            side = region.side if side is None else side
-        crop = self._crop(box, boxes, height, width) if self.crop_breast else (0, 0, width, height)
+        crop = (0, 0, width, height)
+        if self.crop_breast:
+            crop = self._crop(box, frame, boxes, height, width)
         return Geometry((height, width), crop, bool(self.chest_wall) and side != self.chest_wall)
 
-    def _crop(self, box, boxes, height: int, width: int) -> tuple[int, int, int, int]:
+    def _crop(self, box, frame, boxes, height: int, width: int) -> tuple[int, int, int, int]:
+        """Box with its margin, inside the frame, but with all of the boxes; whole pixels."""
         x0, y0, x1, y1 = (float(value) for value in box)
         margin = self.margin * max(x1 - x0, y1 - y0)
-        x0, y0, x1, y1 = x0 - margin, y0 - margin, x1 + margin, y1 + margin
+        x0, y0 = max(x0 - margin, frame[0]), max(y0 - margin, frame[1])
+        x1, y1 = min(x1 + margin, frame[2]), min(y1 + margin, frame[3])
         if boxes is not None and len(boxes):
             x0, y0 = min(x0, boxes[:, 0].min()), min(y0, boxes[:, 1].min())
             x1, y1 = max(x1, boxes[:, 2].max()), max(y1, boxes[:, 3].max())
@@ -92,3 +114,8 @@ class Preprocessing:
         if unknown:
             raise UserError(f"preprocessing has unknown keys {unknown}; known are {known}")
         return cls(**data)
+
+
+def _expected_side(record: Mapping[str, Any], otherwise: str) -> str:
+    """Where the chest wall of a left or right breast is shown by convention."""
+    return {"L": "left", "R": "right"}.get(record.get("laterality"), otherwise)

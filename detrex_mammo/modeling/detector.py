@@ -211,9 +211,21 @@ class DeformableDETR(nn.Module):
             boxes = instances.gt_boxes.tensor.to(self.device, torch.float32, non_blocking=True)
             scale = torch.tensor([width, height, width, height], dtype=torch.float32)
             boxes = box_xyxy_to_cxcywh(boxes) / scale.to(self.device, non_blocking=True)
+            self._check_labels(instances.gt_classes)
             labels = instances.gt_classes.to(self.device, torch.int64, non_blocking=True)
             targets.append({"labels": labels, "boxes": boxes})
         return targets
+
+    def _check_labels(self, classes: Tensor) -> None:
+        """Refuse a class that no output stands for; only on the host, where looking is free."""
+        if classes.is_cpu and len(classes):
+            lowest, highest = int(classes.min()), int(classes.max())
+            if lowest < 0 or highest >= self.num_classes:
+                raise UserError(
+                    f"a box has class {highest if highest >= self.num_classes else lowest}, but "
+                    f"model.num_classes is {self.num_classes}, so classes are 0 to "
+                    f"{self.num_classes - 1}; set model.num_classes to that of the dataset"
+                )
 
     def _criterion(self) -> SetCriterion:
         if self.criterion is None:

