@@ -118,7 +118,7 @@ def test_argument_that_a_constructor_takes_is_a_key_even_if_the_file_does_not_se
         ("model.widht = 4", "'model.width'"),
         ("optimizer.params.weight_decy = 0", "'optimizer.params.weight_decay'"),
         ("dataloader['evaluater'] = None", "'dataloader.evaluator'"),
-        ("dataloader['train'].mapper.x = 1", "has no keys of its own"),
+        ("dataloader['train'].mapper.x = 1", "valid here: fail_at"),
         ("lr_multplier = dict()", "'lr_multiplier'"),
         ("del model", "does not define 'model'"),
         ("del dataloader['train']['mapper']", "lacks dataloader.train.mapper"),

@@ -54,8 +54,7 @@ class COCOMapper:
         """
         item = {key: value for key, value in dataset_dict.items() if key != "annotations"}
         item = copy.deepcopy(item)
-        pixels = detection_utils.read_image(item["file_name"], format="RGB")
-        detection_utils.check_image_size(item, pixels)
+        pixels = _read(item)
         branch = self.branches[np.random.randint(len(self.branches))]
         sample = AugInput(pixels)
         transforms = branch(sample)
@@ -100,6 +99,17 @@ class ResizeShortEdge(Augmentation):
         if (new_height, new_width) == (height, width):
             return NoOpTransform()
         return ResizeTransform(height, width, new_height, new_width)
+
+
+def _read(item: dict[str, Any]) -> np.ndarray:
+    """Pixels of the right size, or one sentence."""
+    try:
+        pixels = detection_utils.read_image(item["file_name"], format="RGB")
+        detection_utils.check_image_size(item, pixels)
+    except (OSError, detection_utils.SizeMismatchError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"image {item['file_name']!r} cannot be used: {reason}") from error
+    return pixels
 
 
 def _nearest_size(h: int, w: int, short_edge: int, max_size: int | None) -> tuple[int, int]:

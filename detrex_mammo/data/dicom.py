@@ -75,10 +75,10 @@ def read_dicom(
         table = _shown(levels, counts, dataset, policy)
     except UserError as error:
         raise UserError(f"{str(path)!r}: {error}") from error
-    except (ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError, NotImplementedError) as error:
         raise UserError(
-            f"grey value tables of {str(path)!r} are damaged ({error}): repair the file, or use "
-            "window 'minmax'"
+            f"grey value tables of {str(path)!r} are damaged ({type(error).__name__}: {error}): "
+            "repair the file, or use window 'minmax'"
         ) from error
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         table = 255.0 - table

@@ -28,6 +28,7 @@ _VIEW_CODES = {
 _VIEW_MEANINGS = {
     "cranio-caudal": "CC",
     "medio-lateral oblique": "MLO",
+    "medial-lateral": "ML",
     "medio-lateral": "ML",
     "latero-medial": "LM",
     "latero-medial oblique": "LMO",

@@ -76,16 +76,15 @@ class RunCheckpointer(DetectionCheckpointer):
         for old in sorted(Path(self.save_dir).glob("model_" + "[0-9]" * 7 + ".pth"))[:-count]:
             old.unlink()
 
-    def resume(self) -> bool:
-        """Restore the newest checkpoint of the folder, all of it; False if there is none."""
-        if not self.has_checkpoint():
-            return False
+    def newest(self) -> dict[str, Any] | None:
+        """The content of the folder's newest checkpoint; None if there is none."""
+        return read_checkpoint(self.get_checkpoint_file()) if self.has_checkpoint() else None
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Load all that :meth:`newest` read: weights and the state of every checkpointable."""
         path = self.get_checkpoint_file()
-        checkpoint = read_checkpoint(path)
         load_weights(self.model, weights_of(checkpoint, path), path)
         for key, item in self.checkpointables.items():
-            if key not in checkpoint:
-                raise UserError(f"checkpoint {path!r} holds no {key} state to resume from")
             try:
                 item.load_state_dict(checkpoint[key])
             except (ValueError, KeyError) as error:
@@ -94,7 +93,6 @@ class RunCheckpointer(DetectionCheckpointer):
                     "resume with the config it was written by"
                 ) from error
         logger.info("resumed from %s", path)
-        return True
 
     def load(self, path: str, checkpointables: Any = None, **unused: Any) -> dict[str, Any]:
         """Load weights to start from; see :func:`load_initial`. Trainer state is left alone."""

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def flatten(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
         key = f"{prefix}{name}"
         if isinstance(value, Mapping):
             flat.update(flatten(value, f"{key}/"))
-        elif not isinstance(value, (str, bool)) and hasattr(value, "__float__"):
+        elif isinstance(value, Real) and not isinstance(value, bool):
             flat[key] = float(value)
     return flat
 

@@ -26,9 +26,13 @@ def check_free(folder: Path) -> None:
 
 
 def numbered(parent: Path, name: str) -> Path:
-    """``parent/name``, or ``name_2``, ``name_3``, ...: the first that holds no run."""
+    """``parent/name``, or ``name_2``, ``name_3``, ...: the first with nothing but a log in it."""
     for number in count(1):
         folder = parent / (name if number == 1 else f"{name}_{number}")
-        if not holds_a_run(folder):
+        if not folder.exists() or all(_is_log(path) for path in folder.iterdir()):
             return folder
     raise AssertionError("count() ended")
+
+
+def _is_log(path: Path) -> bool:
+    return path.name.startswith("log.txt")

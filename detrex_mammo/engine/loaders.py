@@ -15,7 +15,8 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, ListConfig
 
 from detrex_mammo.config import instantiate, instantiate_with
-from detrex_mammo.config_check import nearest
+from detrex_mammo.config_check import call_arguments, nearest, resolve_target
+from detrex_mammo.engine.sampler import SeededSampler
 from detrex_mammo.errors import UserError
 
 
@@ -41,11 +42,13 @@ class TrainData:
         return max(1, math.ceil(self.num_images / self.batch_size))
 
 
-def build_train_data(node: DictConfig) -> TrainData:
+def build_train_data(node: DictConfig, seed: int, start_iter: int = 0) -> TrainData:
     """Build ``dataloader.train``.
 
     Args:
         node: lazy call with ``dataset`` (something with a length) and ``total_batch_size``.
+        seed: of the order of images, unless the node has a sampler of its own.
+        start_iter: steps that are done already.
 
     Raises:
         UserError: the dataset is missing or empty, or the batch cannot be shared out.
@@ -63,7 +66,11 @@ def build_train_data(node: DictConfig) -> TrainData:
             raise UserError("dataloader.train.dataset has no length: give a list of images")
         if len(dataset) == 0:
             raise UserError("dataloader.train.dataset holds no image")
-        loader = instantiate_with(node, "dataloader.train", dataset=dataset, mapper=mapper)
+        more = {"dataset": dataset, "mapper": mapper}
+        known, _, _ = call_arguments(resolve_target(node, "dataloader.train", "the config"))
+        if "sampler" in known and node.get("sampler") is None:
+            more["sampler"] = SeededSampler(len(dataset), seed, start_iter * batch_size)
+        loader = instantiate_with(node, "dataloader.train", **more)
     return TrainData(loader, len(dataset), batch_size, mapper)
 
 

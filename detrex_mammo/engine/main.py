@@ -63,9 +63,18 @@ class Job:
         return Job, (self.config_file, self.overrides, self.eval_only, self.resume)
 
     def __call__(self) -> dict[str, Any]:
-        return run(
-            self.cfg, setup.resolve_device(self.cfg.train.device), self.eval_only, self.resume
-        )
+        device = setup.resolve_device(self.cfg.train.device)
+        try:
+            return run(self.cfg, device, self.eval_only, self.resume)
+        except UserError as error:
+            raise UserError(_last_line(str(error))) from error
+
+
+def _last_line(message: str) -> str:
+    """The sentence inside what torch makes of an error of a data-loading process: a traceback."""
+    if not message.startswith("Caught UserError in DataLoader"):
+        return message
+    return message.strip().splitlines()[-1].removeprefix("detrex_mammo.errors.UserError: ")
 
 
 def run(

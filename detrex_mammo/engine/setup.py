@@ -4,18 +4,26 @@
 import logging
 import random
 import secrets
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
 from detrex_mammo.engine.provenance import git_commit, package_versions
 from detrex_mammo.errors import UserError
 
 logger = logging.getLogger(__name__)
 _LOGGERS = ("detrex_mammo", "detectron2", "fvcore")
+
+
+class _ConsoleFormatter(logging.Formatter):
+    """Time and message; the level only where it matters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = f"{record.levelname}: " if record.levelno >= logging.WARNING else ""
+        return f"{self.formatTime(record, '%H:%M:%S')} {level}{record.getMessage()}"
 
 
 def resolve_device(name: str) -> str:
@@ -45,9 +53,28 @@ def seed_all(seed: int) -> None:
 
 
 def start_log(folder: Path) -> None:
-    """Log to console (main process) and to ``log.txt`` (``log.txt.rankN`` elsewhere)."""
-    for name in _LOGGERS:
-        setup_logger(str(folder), distributed_rank=comm.get_rank(), name=name, color=False)
+    """Log to console (main process) and to ``log.txt`` (``log.txt.rankN`` elsewhere).
+
+    A second run in the same process gets a log of its own; detectron2's set-up would write to both.
+    """
+    rank = comm.get_rank()
+    name = "log.txt" if rank == 0 else f"log.txt.rank{rank}"
+    handlers: list[logging.Handler] = [logging.FileHandler(folder / name, encoding="utf-8")]
+    handlers[0].setFormatter(
+        logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%d %H:%M:%S")
+    )
+    if rank == 0:
+        handlers.append(logging.StreamHandler(sys.stdout))
+        handlers[1].setFormatter(_ConsoleFormatter())
+    for logger_name in _LOGGERS:
+        target = logging.getLogger(logger_name)
+        for old in list(target.handlers):
+            target.removeHandler(old)
+            old.close()
+        target.setLevel(logging.INFO)
+        target.propagate = False
+        for handler in handlers:
+            target.addHandler(handler)
     logger.info("versions: %s", ", ".join(f"{k} {v}" for k, v in package_versions().items()))
     logger.info("commit: %s", git_commit() or "not a git clone")
 

@@ -84,6 +84,8 @@ class Trainer(SimpleTrainer):
         else:
             self.grad_scaler.scale(total).backward()
             self.grad_scaler.unscale_(self.optimizer)
+        if hasattr(self, "after_backward"):  # a place for hooks that detectron2 0.6 lacks
+            self.after_backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(
             self.parameters, self.max_norm, norm_type=self.norm_type
         )

@@ -54,7 +54,11 @@ def train(
     """
     fast = cfg.train.fast_dev_run
     model = instantiate(cfg.model).to(device)
-    data = build_train_data(cfg.dataloader.train)
+    init = cfg.train.init_checkpoint
+    checkpointer = RunCheckpointer(model, str(folder))
+    newest = checkpointer.newest() if resume else None
+    start_iter = next_step(newest, folder) if resume else 0
+    data = build_train_data(cfg.dataloader.train, cfg.train.seed, start_iter)
     check_classes(model, dataset_names(cfg.dataloader.train))
     max_iter = FAST_DEV_RUN_STEPS if fast else total_iterations(cfg.train, data.iters_per_epoch)
     evaluation = None
@@ -70,17 +74,13 @@ def train(
         max_norm=cfg.train.clip_grad.params.max_norm if cfg.train.clip_grad.enabled else None,
         norm_type=cfg.train.clip_grad.params.norm_type,
     )
-    init = cfg.train.init_checkpoint
-    describe = _describer(cfg, data, config_text, init)
-    checkpointer = RunCheckpointer(model, str(folder), describe, trainer=trainer)
-    start_iter = 0
-    if resume and checkpointer.resume():
-        start_iter = trainer.iter + 1
-        setup.seed_all(cfg.train.seed + comm.get_rank() + start_iter)  # not the first epoch again
+    checkpointer.describe = _describer(cfg, data, config_text, init)
+    checkpointer.add_checkpointable("trainer", trainer)
+    if newest is not None:
+        checkpointer.restore(newest)
+        setup.seed_all(cfg.train.seed + comm.get_rank() + start_iter)  # no augmentation again
     elif init:
         load_initial(model, init)
-    if resume and start_iter == 0:
-        logger.warning("--resume: %s holds no checkpoint, starting from the beginning", folder)
     trainer.register_hooks(
         _hooks(cfg, data, max_iter, folder, learning_rate, checkpointer, evaluation)
     )
@@ -100,6 +100,19 @@ def train(
     setup.write_config(config_text, folder)
     trainer.train(start_iter, max_iter)
     return evaluation.results if evaluation else {}
+
+
+def next_step(checkpoint: Mapping[str, Any] | None, folder: Path) -> int:
+    """The step to go on with after a checkpoint; 0 without one."""
+    if checkpoint is None:
+        logger.warning("--resume: %s holds no checkpoint, starting from the beginning", folder)
+        return 0
+    if "trainer" not in checkpoint:
+        raise UserError(
+            f"the newest checkpoint in {str(folder)!r} holds no trainer state to resume from: "
+            "start from it with train.init_checkpoint and another train.output_dir"
+        )
+    return int(checkpoint["trainer"]["iteration"]) + 1
 
 
 def total_iterations(train_cfg: DictConfig, iters_per_epoch: int) -> int:

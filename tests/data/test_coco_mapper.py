@@ -93,6 +93,17 @@ def test_branches_are_drawn_with_equal_chance(record: dict) -> None:
     assert 70 < sum(flipped) < 130  # 4 standard deviations
 
 
+def test_unusable_image_is_one_sentence(record: dict) -> None:
+    mapper = COCOMapper(is_train=False, branches=[[]])
+    with pytest.raises(UserError, match="cannot be used: Mismatched image shape"):
+        mapper({**record, "width": WIDTH + 1})
+    with pytest.raises(UserError, match="nowhere.png.* cannot be used"):
+        mapper({**record, "file_name": "nowhere.png"})
+    Path(record["file_name"]).write_text("no picture")
+    with pytest.raises(UserError, match="cannot be used: cannot identify image"):
+        mapper(record)
+
+
 def test_no_branch_is_refused() -> None:
     with pytest.raises(UserError, match="branches"):
         COCOMapper(is_train=True, branches=[])

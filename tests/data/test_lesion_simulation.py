@@ -99,6 +99,22 @@ def test_lesions_lie_in_the_breast_and_apart(seed):
             assert max(apart) >= gap
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_crowd_of_wide_lesions_never_touches(seed):
+    """Supports of spiculated masses reach far beyond the boxes that places are chosen by."""
+    pixels, mask = _breast()
+    rng = np.random.default_rng(seed)
+    parameters = MassParameters(shape_weights=(("spiculated", 1.0),))
+    crowd = [simulate_mass(rng, PITCH_MM, parameters) for _ in range(10)]
+    _, placed = insert_lesions(pixels, mask, crowd, rng, PITCH_MM)
+    assert len(placed) >= 2
+    covered = np.zeros(mask.shape, int)
+    for lesion in placed:
+        x0, y0, x1, y1 = lesion.support
+        covered[y0:y1, x0:x1] += 1
+    assert covered.max() == 1
+
+
 def test_the_same_seed_gives_the_same_image_and_another_seed_another():
     first, again, other = (_insert(seed) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first[2], again[2])

@@ -11,6 +11,7 @@ from torch import nn
 
 from detrex_mammo.engine import checkpointer as module
 from detrex_mammo.engine.checkpointer import RunCheckpointer, load_initial
+from detrex_mammo.engine.training import next_step
 from detrex_mammo.errors import UserError
 from tests.engine.tiny import TinyDetector
 
@@ -35,7 +36,8 @@ def test_round_trip_restores_model_and_state(tmp_path: Path) -> None:
         "model_0000004", iteration=4
     )
     other, fresh = TinyDetector(), Counter()
-    assert RunCheckpointer(other, str(tmp_path), trainer=fresh).resume() is True
+    restorer = RunCheckpointer(other, str(tmp_path), trainer=fresh)
+    restorer.restore(restorer.newest())
     assert fresh.value == 5
     for one, two in zip(model.parameters(), other.parameters()):
         torch.testing.assert_close(one, two, rtol=0, atol=0)
@@ -44,13 +46,16 @@ def test_round_trip_restores_model_and_state(tmp_path: Path) -> None:
 
 
 def test_empty_folder_has_nothing_to_resume(tmp_path: Path) -> None:
-    assert RunCheckpointer(TinyDetector(), str(tmp_path)).resume() is False
+    checkpointer = RunCheckpointer(TinyDetector(), str(tmp_path))
+    assert checkpointer.newest() is None
+    assert next_step(None, tmp_path) == 0
 
 
 def test_weights_alone_are_not_resumed(tmp_path: Path) -> None:
-    RunCheckpointer(TinyDetector(), str(tmp_path)).save("model_final")
+    checkpointer = RunCheckpointer(TinyDetector(), str(tmp_path))
+    checkpointer.save("model_final")
     with pytest.raises(UserError, match="no trainer state"):
-        RunCheckpointer(TinyDetector(), str(tmp_path), trainer=Counter()).resume()
+        next_step(checkpointer.newest(), tmp_path)
 
 
 def test_kill_while_writing_leaves_the_last_whole_file(tmp_path: Path, monkeypatch) -> None:
@@ -65,7 +70,7 @@ def test_kill_while_writing_leaves_the_last_whole_file(tmp_path: Path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         saver.save("model_final")
     monkeypatch.undo()
-    assert RunCheckpointer(TinyDetector(), str(tmp_path)).resume() is True
+    assert set(RunCheckpointer(TinyDetector(), str(tmp_path)).newest()) == {"model"}
 
 
 def test_newest_are_kept_and_the_final_one_is_not_counted(tmp_path: Path) -> None:

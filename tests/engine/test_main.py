@@ -106,6 +106,34 @@ def test_resume_goes_on_where_the_run_was_stopped(tmp_path: Path) -> None:
     assert yaml.safe_load((run / "config_before_1.yaml").read_text())["train"]["max_iter"] == 4
 
 
+def test_resumed_run_has_the_losses_of_an_uninterrupted_one(finished, tmp_path: Path) -> None:
+    """Nothing is random in this model and mapper, so not a digit may differ."""
+    _, whole = finished
+    config = write_config(tmp_path)
+    call(config, "train.max_iter=5")
+    call(config, "--resume")
+    for key in ("total_loss", "grad_norm", "lr"):
+        assert read_lines(tmp_path / "run/metrics.json", key) == read_lines(
+            whole / "metrics.json", key
+        )
+
+
+def test_second_run_in_a_process_has_its_own_log(tmp_path: Path, capsys) -> None:
+    config = write_config(tmp_path)
+    for name in ("one", "two"):
+        call(config, f"train.output_dir={tmp_path / name}", "train.max_iter=1")
+    assert capsys.readouterr().out.count("step 1/1") == 2
+    assert (tmp_path / "one/log.txt").read_text().count("step 1/1") == 1
+
+
+def test_mistake_found_by_a_data_loading_process_is_one_sentence(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    message = sentence(
+        config, "dataloader.train.mapper.fail_at=3", "dataloader.train.num_workers=1"
+    )
+    assert message == "image 3 cannot be used"
+
+
 def test_resume_with_another_model_is_one_sentence(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     call(config, "train.max_iter=1")

@@ -11,6 +11,8 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
+from detrex_mammo.errors import UserError
+
 CONFIG = """
 from detectron2.config import LazyCall as L
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
@@ -63,11 +65,16 @@ def tiny_dataset(num_images: int) -> list[dict]:
 
 
 class TinyMapper:
-    """Makes the image from its number."""
+    """Makes the image from its number; number ``fail_at`` is a user's mistake."""
 
     preprocessing = {"window": "none"}
 
+    def __init__(self, fail_at: int = -1):
+        self.fail_at = fail_at
+
     def __call__(self, item: dict) -> dict:
+        if item["image_id"] == self.fail_at:
+            raise UserError(f"image {self.fail_at} cannot be used")
         rng = np.random.default_rng(item["image_id"])
         pixels = rng.normal(size=(3, item["height"], item["width"])).astype("float32")
         return {**item, "image": torch.from_numpy(pixels), "truth": float(pixels.mean() * 3)}

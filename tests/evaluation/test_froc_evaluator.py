@@ -4,6 +4,7 @@
 import json
 import logging
 import math
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -25,7 +26,6 @@ from tests.evaluation.small_dataset import (
     CROP_AND_FLIP,
     annotations,
     evaluate,
-    outputs,
     predictions,
     register,
 )
@@ -170,17 +170,13 @@ def test_mistakes_are_one_sentence(tmp_path):
         evaluate(FROCEvaluator("broken_annotations"), {})
 
 
-def _one_of_two(rank, init_file, json_file, found, queue):
+def _one_of_two(rank, init_file, name, found, queue):
     """A process of two: predicts every other image, as detectron2's sampler shares them out."""
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{init_file}", rank=rank, world_size=2
     )
-    MetadataCatalog.get("shared").set(json_file=json_file)
-    evaluator = DetectionEvaluators("shared")
-    evaluator.reset()
-    for image_id, prediction in list(found.items())[rank::2]:
-        evaluator.process([{"image_id": image_id}], [outputs(*prediction)])
-    results = evaluator.evaluate()
+    share = dict(list(found.items())[rank::2])
+    results = evaluate(DetectionEvaluators(name), share)
     queue.put((rank, {task: dict(numbers) for task, numbers in (results or {}).items()}))
     torch.distributed.destroy_process_group()
 
@@ -191,12 +187,20 @@ def test_two_processes_give_one_process_s_results(tmp_path):
     found = predictions(rng, truth)
     name = register(truth, tmp_path)
     alone = evaluate(DetectionEvaluators(name), found)
-    context = torch.multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
-    json_file = MetadataCatalog.get(name).json_file
-    arguments = (str(tmp_path / "init"), json_file, found, queue)
-    torch.multiprocessing.spawn(_one_of_two, arguments, nprocs=2)
-    together = dict(queue.get() for _ in range(2))
+    context = multiprocessing.get_context("fork")  # spawning would import torch twice again
+    queue = context.Queue()
+    processes = [
+        context.Process(target=_one_of_two, args=(k, tmp_path / "init", name, found, queue))
+        for k in range(2)
+    ]
+    try:
+        for process in processes:
+            process.start()
+        together = dict(queue.get(timeout=120) for _ in range(2))
+    finally:
+        for process in processes:
+            process.join(10)
+            process.kill()
     assert together[1] == {}
     assert set(together[0]) == {"bbox", "froc"}
     assert len(alone["bbox"]) == 14 and len(alone["froc"]) == 27

@@ -58,7 +58,7 @@ def tiny_oracle(seed=0, num_feature_levels=4, with_box_refine=False, two_stage=F
     config = DeformableDetrConfig(
         backbone_config=backbone, num_labels=NUM_CLASSES, num_queries=NUM_QUERIES,
         two_stage_num_proposals=NUM_QUERIES, num_feature_levels=num_feature_levels,
-        with_box_refine=with_box_refine, two_stage=two_stage, d_model=32, encoder_layers=2,
+        with_box_refine=with_box_refine, two_stage=two_stage, d_model=64, encoder_layers=2,
         decoder_layers=3, encoder_ffn_dim=48, decoder_ffn_dim=48, encoder_attention_heads=4,
         decoder_attention_heads=4, encoder_n_points=3, decoder_n_points=2, dropout=0.0,
         auxiliary_loss=True, class_cost=2, bbox_cost=5, giou_cost=2, attn_implementation="eager",
@@ -103,14 +103,14 @@ def tiny_ours(num_feature_levels=4, with_box_refine=False, two_stage=False, dc5=
         26 if dc5 else 14, out_features=features, freeze_at=0, dc5=dc5, **widths
     )
     transformer = DeformableTransformer(
-        embed_dim=32, num_heads=4, num_encoder_layers=2, num_decoder_layers=3, feedforward_dim=48,
+        embed_dim=64, num_heads=4, num_encoder_layers=2, num_decoder_layers=3, feedforward_dim=48,
         dropout=0.0, num_feature_levels=num_feature_levels, num_encoder_points=3,
         num_decoder_points=2, two_stage=two_stage, num_queries=NUM_QUERIES,
     )  # fmt: skip
     return DeformableDETR(
         backbone, features, transformer, SetCriterion(NUM_CLASSES, HungarianMatcher()),
         num_classes=NUM_CLASSES, num_queries=NUM_QUERIES, num_feature_levels=num_feature_levels,
-        embed_dim=32, with_box_refine=with_box_refine, two_stage=two_stage, topk=20,
+        embed_dim=64, with_box_refine=with_box_refine, two_stage=two_stage, topk=20,
     )  # fmt: skip
 
 

@@ -169,9 +169,9 @@ def test_losses_and_gradients_agree(variant, sizes, counts):
     for name, parameter in ours_by_name.items():
         wanted = expected_gradients[name]
         scale = float(wanted.abs().max())
-        # 1e-7 of the largest gradient: what float32 leaves of those that are truly 0
+        # 1e-6 of the largest gradient: what float32 leaves of those that are truly 0 (keys' bias)
         torch.testing.assert_close(
-            parameter.grad, wanted, rtol=0, atol=1e-4 * scale + 1e-7 * largest,
+            parameter.grad, wanted, rtol=0, atol=1e-4 * scale + 1e-6 * largest,
             msg=lambda text, name=name: f"{name}: {text}",
         )  # fmt: skip
 

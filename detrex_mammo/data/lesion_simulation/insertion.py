@@ -155,7 +155,7 @@ def insert_lesions(
             if result is None:
                 continue
             patch, (x0, y0), placed = result
-            if not _acceptable(placed, placement) :
+            if not _acceptable(placed, placement) or _taken(taken, placed.support).any():
                 continue
             image[y0 : y0 + patch.shape[0], x0 : x0 + patch.shape[1]] = patch
             done.append(placed)

