@@ -88,8 +88,8 @@ def _foreground(small: np.ndarray) -> tuple[np.ndarray, list[int]]:
 def _strip_borders(foreground: np.ndarray, is_bright: np.ndarray) -> list[int]:
     """Clear bright lines along the image's four sides, in place.
 
-    A film border is bright over most of its length and thin; the chest wall's side of a breast is
-    bright over a part of it, or goes on being bright farther in.
+    A film border is thin, and bright over most of its length and at both of its ends; the chest
+    wall's side of a breast is dark above or below the breast, or bright farther in, too.
 
     Returns:
         list: lines cleared at the left, top, right and bottom.
@@ -97,15 +97,18 @@ def _strip_borders(foreground: np.ndarray, is_bright: np.ndarray) -> list[int]:
     depths = {}
     for axis in (0, 1):
         lines = foreground if axis == 0 else foreground.T
-        bright = (is_bright if axis == 0 else is_bright.T).mean(axis=1)
+        bright = is_bright if axis == 0 else is_bright.T
+        fifth = max(1, bright.shape[1] // 5)
+        at_ends = np.minimum(bright[:, :fifth].mean(axis=1), bright[:, -fifth:].mean(axis=1))
+        is_bright_line = bright.mean(axis=1) > 0.5
+        is_border_line = is_bright_line & (at_ends > 0.25)
         limit = max(2, round(MAX_BORDER * len(lines)))
         limit = min(limit, len(lines))
         orders = (np.arange(limit), len(lines) - 1 - np.arange(limit))
         for end, order in enumerate(orders):
-            is_border = bright[order] > 0.5
             depth = 0
-            if is_border.any() and not is_border.all():
-                depth = min(int(np.flatnonzero(is_border)[-1]) + 2, limit)
+            if is_border_line[order].any() and not is_bright_line[order].all():
+                depth = min(int(np.flatnonzero(is_border_line[order])[-1]) + 2, limit)
             lines[order[:depth]] = 0
             depths[axis, end] = depth
     return [depths[1, 0], depths[0, 0], depths[1, 1], depths[0, 1]]

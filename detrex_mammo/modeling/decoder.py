@@ -74,7 +74,7 @@ class DeformableDecoderLayer(nn.Module):
         tgt = self.norm2(tgt + self.dropout(attended))
         attended = self.cross_attn(tgt + query_pos, reference_points, memory, **attention)
         tgt = self.norm1(tgt + self.dropout(attended))
-        hidden = self.linear2(self.dropout(self.linear1(tgt).relu()))
+        hidden = self.linear2(self.dropout(self.linear1(tgt).relu_()))
         return self.norm3(tgt + self.dropout(hidden))
 
 

@@ -54,7 +54,7 @@ class DeformableEncoderLayer(nn.Module):
         """
         attended = self.self_attn(src + pos, reference_points, src, **attention)
         src = self.norm1(src + self.dropout(attended))
-        hidden = self.linear2(self.dropout(self.linear1(src).relu()))
+        hidden = self.linear2(self.dropout(self.linear1(src).relu_()))
         return self.norm2(src + self.dropout(hidden))
 
 

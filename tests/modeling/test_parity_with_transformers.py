@@ -29,7 +29,7 @@ CASES += [("multi_scale", "odd"), ("two_stage", "odd"), ("two_stage", "unpadded"
 CASES += [("refine", "unpadded"), ("two_stage", "wide")]
 
 
-@pytest.fixture(autouse=True, params=["reference", "auto"])
+@pytest.fixture(params=["reference", "auto"])
 def backend(request, monkeypatch):
     """All of it twice: with the reference operator, and with what a user gets on this machine."""
     value = request.param if request.param != "auto" else ""
@@ -113,7 +113,7 @@ def assert_outputs_agree(expected, outputs, encoder_output, two_stage):
 
 
 @pytest.mark.parametrize(("variant", "sizes"), CASES)
-def test_outputs_agree(variant, sizes):
+def test_outputs_agree(variant, sizes, backend):
     """Logits and boxes of all decoder layers and of the encoder, to 1e-5."""
     theirs, ours = build_pair(variant)
     with torch.no_grad():
@@ -122,14 +122,14 @@ def test_outputs_agree(variant, sizes):
 
 
 @pytest.mark.parametrize("variant", ["refine", "two_stage"])
-def test_outputs_agree_with_saturated_boxes(variant):
+def test_outputs_agree_with_saturated_boxes(variant, backend):
     """Boxes at 0 and 1: inverse_sigmoid clamps, and with another eps the results differ."""
     theirs, ours = build_pair(variant, saturated=True)
     batch = make_batch(SIZES["one_padded"])
     with torch.no_grad():
         expected, (outputs, encoder_output) = run_pair(theirs, ours, *batch)
         shares = [
-            ((boxes < 1e-5) | (boxes > 1 - 1e-5)).float().mean() for _, boxes in layers_of(expected)
+            ((boxes < 1e-4) | (boxes > 1 - 1e-4)).float().mean() for _, boxes in layers_of(expected)
         ]
         assert max(shares) > 0.3, shares
         assert_outputs_agree(expected, outputs, encoder_output, variant == "two_stage")
@@ -144,18 +144,17 @@ LOSS_CASES += [(variant, "odd", (2, 0)) for variant in ("multi_scale", "refine",
 LOSS_CASES += [("two_stage", "wide", (1, 4))]
 
 
-@pytest.mark.parametrize(("variant", "sizes", "counts"), LOSS_CASES)
-def test_losses_and_gradients_agree(variant, sizes, counts):
-    """Every loss term and the gradient of every parameter, to 1e-4 relative."""
+def gradients_of_both(variant, sizes, counts, dtype):
+    """Losses and gradients, ours and theirs, under our names."""
     theirs, ours = build_pair(variant, seed=sum(counts))
+    theirs.to(dtype), ours.to(dtype)
     batch, padding_mask, targets = make_batch(SIZES[sizes], counts=counts)
-    expected, (outputs, encoder_output) = run_pair(theirs, ours, batch, padding_mask, targets)
+    targets = [{**target, "boxes": target["boxes"].to(dtype)} for target in targets]
+    expected, (outputs, encoder_output) = run_pair(
+        theirs, ours, batch.to(dtype), padding_mask, targets
+    )
     expected_losses = oracle_losses(expected, targets, variant == "two_stage")
     losses = ours.criterion(outputs, encoder_output, targets)
-    assert losses.keys() == expected_losses.keys()
-    for name, loss in losses.items():
-        torch.testing.assert_close(loss, expected_losses[name], rtol=1e-4, atol=0, msg=name)
-
     sum(expected_losses.values()).backward()
     sum(losses.values()).backward()
     gradients = {
@@ -163,17 +162,44 @@ def test_losses_and_gradients_agree(variant, sizes, counts):
         for name, parameter in theirs.named_parameters(remove_duplicate=False)
     }
     expected_gradients = to_our_names(gradients, not theirs.config.with_box_refine)
-    ours_by_name = dict(ours.named_parameters())
-    assert ours_by_name.keys() == expected_gradients.keys()
-    largest = max(float(gradient.abs().max()) for gradient in expected_gradients.values())
-    for name, parameter in ours_by_name.items():
-        wanted = expected_gradients[name]
-        scale = float(wanted.abs().max())
-        # 1e-6 of the largest gradient: what float32 leaves of those that are truly 0 (keys' bias)
+    found = {name: parameter.grad for name, parameter in ours.named_parameters()}
+    assert found.keys() == expected_gradients.keys() and losses.keys() == expected_losses.keys()
+    return losses, found, expected_losses, expected_gradients
+
+
+@pytest.mark.parametrize(("variant", "sizes", "counts"), LOSS_CASES)
+def test_losses_and_gradients_agree(variant, sizes, counts):
+    """Every loss term and the gradient of every parameter, to 1e-5 relative, in float64.
+
+    In float32 the gradient jumps where a value crosses the kink of a ReLU or the border between
+    two cells: in the case two_stage-odd transformers' own float32 gradient is 4e-3 from its
+    float64 one.
+    """
+    losses, found, expected_losses, expected = gradients_of_both(
+        variant, sizes, counts, torch.float64
+    )
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, expected_losses[name], rtol=1e-5, atol=0, msg=name)
+    for name, gradient in found.items():
+        scale = float(expected[name].abs().max())
+        # 1e-9: gradients that are truly 0, such as that of the keys' bias
         torch.testing.assert_close(
-            parameter.grad, wanted, rtol=0, atol=1e-4 * scale + 1e-6 * largest,
+            gradient, expected[name], rtol=0, atol=1e-5 * scale + 1e-9,
             msg=lambda text, name=name: f"{name}: {text}",
         )  # fmt: skip
+
+
+def test_losses_and_gradients_in_float32(backend):
+    """The same in float32 with each operator: losses to 1e-4, gradients but for their jumps."""
+    losses, found, expected_losses, expected = gradients_of_both(
+        "two_stage", "one_padded", (3, 1), torch.float32
+    )
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, expected_losses[name], rtol=1e-4, atol=0, msg=name)
+    total = torch.cat([gradient.flatten() for gradient in expected.values()]).norm()
+    for name, gradient in found.items():
+        difference = (gradient - expected[name]).norm()
+        assert difference <= 1e-2 * expected[name].norm() + 1e-6 * total, name
 
 
 def test_fast_prediction_is_the_last_layer():
