@@ -174,10 +174,12 @@ def _add_annotations(records, annotations, contiguous, json_file) -> None:
         if not (x1 > x0 and y1 > y0):  # also False for NaN
             dropped += 1
             continue
-        clipped += (x0, y0, x1, y1) != (x, y, x + width, y + height)
+        if (x0, y0, x1, y1) != (x, y, x + width, y + height):
+            clipped += 1
+            x, y, width, height = x0, y0, x1 - x0, y1 - y0
         record["annotations"].append(
             {
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "bbox": [x, y, width, height],
                 "bbox_mode": BoxMode.XYWH_ABS,
                 "category_id": contiguous[annotation["category_id"]],
                 "iscrowd": int(annotation.get("iscrowd", 0)),

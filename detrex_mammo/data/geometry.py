@@ -60,8 +60,8 @@ class Geometry:
         """
         if tuple(image.shape[:2]) != self.original_size:
             raise UserError(
-                f"image has {image.shape[1]}x{image.shape[0]} pixels, but its record says "
-                f"{self.original_size[1]}x{self.original_size[0]}: prepare the dataset again"
+                f"image has {image.shape[1]}x{image.shape[0]} pixels, but this geometry is one of "
+                f"{self.original_size[1]}x{self.original_size[0]}"
             )
         x0, y0, x1, y1 = self.crop
         cropped = image[y0:y1, x0:x1]

@@ -88,12 +88,23 @@ class MammographyMapper:
         found = self._cache.get(key)
         if found is None:
             pixels = self.preprocessing.read(record["file_name"])
+            _check_size(record, pixels)
             geometry = self.preprocessing.geometry_for(
                 pixels, record, boxes if self.is_train else None
             )
             found = geometry.apply_image(pixels), geometry
             self._cache.put(key, *found)
         return found
+
+
+def _check_size(record: Mapping[str, Any], pixels: np.ndarray) -> None:
+    height, width = pixels.shape
+    if (height, width) != (record.get("height", height), record.get("width", width)):
+        raise UserError(
+            f"image {record['file_name']!r} has {width}x{height} pixels, but its record says "
+            f"{record.get('width')}x{record.get('height')}: its boxes would lie wrong, so prepare "
+            "the dataset again"
+        )
 
 
 class _CropCache:

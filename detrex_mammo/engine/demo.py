@@ -4,7 +4,6 @@
 import json
 import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,8 @@ from detrex_mammo.inference.gallery import draw_gallery
 
 logger = logging.getLogger(__name__)
 CONFIG = "projects/mammography/configs/demo.py"
+# Predictions are drawn down to the score that has so many false positives per image.
+DRAWN_FPPI = 0.5
 NOTE = "simulated lesions in real mammograms of a patient that was not trained on"
 
 
@@ -92,15 +93,16 @@ def _draw(out: Path, data: Path) -> None:
         "after training": _read_curve(out / "froc.json"),
         "without training": _read_curve(out / "untrained" / "eval" / "froc.json"),
     }
-    draw_all: list[Callable[[], Any]] = [
-        lambda: plot_losses(out / "metrics.json", out / "loss_curve.png", title="demo"),
-        lambda: plot_froc(curves, out / "froc_curve.png", title="demo", note=NOTE),
-        lambda: draw_gallery(
-            data / "val.json", out / "coco_instances_results.json", data, out / "predictions"
-        ),
-    ]
-    for draw in draw_all:
-        draw()
+    plot_losses(out / "metrics.json", out / "loss_curve.png", title="demo")
+    plot_froc(curves, out / "froc_curve.png", title="demo", note=NOTE)
+    threshold = curves["after training"].threshold_at(DRAWN_FPPI)
+    draw_gallery(
+        data / "val.json",
+        out / "coco_instances_results.json",
+        data,
+        out / "predictions",
+        score_threshold=threshold,
+    )
 
 
 def _read_curve(path: Path) -> FrocCurve:

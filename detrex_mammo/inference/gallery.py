@@ -23,14 +23,14 @@ def draw_gallery(
     score_threshold: float = 0.3,
     crop_to_breast: bool = True,
 ) -> list[Path]:
-    """Draw ``count`` images spread evenly over a dataset, each with predictions beside the truth.
+    """Draw some of a dataset's images, three in four with lesions, predictions beside the truth.
 
     Args:
         annotation_file: COCO JSON.
         predictions_file: COCO results, boxes xywh in original pixels.
         image_root: folder that ``file_name`` is relative to.
         folder: where the PNG files go; made if need be.
-        count: how many images; all of a smaller dataset.
+        count: how many images, spread evenly over the dataset; all of a smaller one.
         score_threshold: predictions below it are not drawn.
         crop_to_breast: show the images' ``breast_box`` only, where they have one.
 
@@ -44,11 +44,8 @@ def draw_gallery(
     lesions, predictions = _by_image(truth["annotations"]), _by_image(results)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    images = truth["images"]
-    count = min(count, len(images))
     paths = []
-    for number in np.linspace(0, len(images) - 1, count).round().astype(int) if count else ():
-        image = images[number]
+    for image in _choose(truth["images"], lesions, count):
         pixels = read_image(Path(image_root) / image["file_name"])
         origin = (0, 0)
         if crop_to_breast and "breast_box" in image:
@@ -67,6 +64,21 @@ def draw_gallery(
         cv2.imwrite(str(path), picture[..., ::-1])
         paths.append(path)
     return paths
+
+
+def _choose(images: list[dict], lesions: dict, count: int) -> list[dict]:
+    """``count`` images in their order, a quarter of them without lesions if there are as many."""
+    positive = [image for image in images if lesions[image["id"]]]
+    negative = [image for image in images if not lesions[image["id"]]]
+    num_negative = min(len(negative), max(count // 4, count - len(positive)))
+    chosen = [*_spread(positive, count - num_negative), *_spread(negative, num_negative)]
+    kept = {image["id"] for image in chosen}
+    return [image for image in images if image["id"] in kept]
+
+
+def _spread(items: list[dict], count: int) -> list[dict]:
+    """``count`` items, evenly spaced; all if there are fewer."""
+    return [items[i * len(items) // count] for i in range(count)] if count < len(items) else items
 
 
 def _by_image(records: Sequence[dict[str, Any]]) -> dict[Any, list[dict[str, Any]]]:

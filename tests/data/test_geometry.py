@@ -106,7 +106,7 @@ def test_impossible_crops_are_refused(crop):
 
 def test_images_of_other_sizes_are_refused():
     geometry = Geometry((4, 6), (0, 0, 3, 4))
-    with pytest.raises(UserError, match="5x4 pixels, but its record says 6x4"):
+    with pytest.raises(UserError, match="5x4 pixels, but this geometry is one of 6x4"):
         geometry.apply_image(np.zeros((4, 5)))
     with pytest.raises(UserError, match="6x4 pixels, but the crop has 3x4"):
         geometry.inverse_image(np.zeros((4, 6)))

@@ -40,7 +40,7 @@ def annotation(box, category=0, iscrowd=0):
 
 @pytest.fixture
 def record(tmp_path):
-    """A 200x160 image, dim but for two rectangles that fill their boxes; chest wall at the right."""
+    """A 200x160 image, dim but for two rectangles that fill their boxes; chest wall right."""
     pixels = np.full((200, 160), 20.0)
     for x, y, w, h in np.array(BOXES, int):
         pixels[y : y + h, x : x + w] = 200

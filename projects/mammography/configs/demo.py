@@ -21,6 +21,6 @@ lr_multiplier.warmup_iters = 50
 
 train.init_checkpoint = "projects/mammography/checkpoints/demo_small.pth"
 train.output_dir = "output/demo"
-train.epochs = 8
+train.epochs = 12
 train.eval_period_epochs = 0
-train.checkpointer.period_epochs = 2
+train.checkpointer.period_epochs = 4
