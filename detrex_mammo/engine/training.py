@@ -54,52 +54,57 @@ def train(
     """
     fast = cfg.train.fast_dev_run
     model = instantiate(cfg.model).to(device)
-    init = cfg.train.init_checkpoint
     checkpointer = RunCheckpointer(model, str(folder))
     newest = checkpointer.newest() if resume else None
     start_iter = next_step(newest, folder) if resume else 0
+    if newest is None and cfg.train.init_checkpoint:
+        load_initial(model, cfg.train.init_checkpoint)
     data = build_train_data(cfg.dataloader.train, cfg.train.seed, start_iter)
     check_classes(model, dataset_names(cfg.dataloader.train))
     max_iter = FAST_DEV_RUN_STEPS if fast else total_iterations(cfg.train, data.iters_per_epoch)
     evaluation = None
     if cfg.dataloader.get("evaluator") is not None:
         evaluation = Evaluation(cfg, model, FAST_DEV_RUN_STEPS if fast else None)
-    optimizer = build_optimizer(cfg.optimizer, model)
-    learning_rate = LearningRate(optimizer, instantiate(cfg.lr_multiplier), data.iters_per_epoch)
-    trainer = Trainer(
-        distribute(model, device, cfg.train.ddp),
-        data.loader,
-        optimizer,
-        amp_dtype=amp_dtype(cfg.train.amp),
-        max_norm=cfg.train.clip_grad.params.max_norm if cfg.train.clip_grad.enabled else None,
-        norm_type=cfg.train.clip_grad.params.norm_type,
+    trainer = _trainer(cfg, model, data, device)
+    learning_rate = LearningRate(
+        trainer.optimizer, instantiate(cfg.lr_multiplier), data.iters_per_epoch
     )
-    checkpointer.describe = _describer(cfg, data, config_text, init)
+    checkpointer.describe = _describer(cfg, data, config_text)
     checkpointer.add_checkpointable("trainer", trainer)
     if newest is not None:
         checkpointer.restore(newest)
+        newest.clear()  # its memory is not needed any more
         setup.seed_all(cfg.train.seed + comm.get_rank() + start_iter)  # no augmentation again
-    elif init:
-        load_initial(model, init)
-    trainer.register_hooks(
-        _hooks(cfg, data, max_iter, folder, learning_rate, checkpointer, evaluation)
-    )
-    logger.info(
-        "training on %d images, batch %d: %d steps, %.4g epochs of %d steps; %.2f M parameters "
-        "to train",
-        data.num_images,
-        data.batch_size,
-        max_iter,
-        max_iter / data.iters_per_epoch,
-        data.iters_per_epoch,
-        sum(parameter.numel() for parameter in trainer.parameters) / 1e6,
-    )
     if start_iter >= max_iter:
         logger.info("nothing to do: %d of %d steps are done", start_iter, max_iter)
         return evaluation() if evaluation else {}
+    trainer.register_hooks(
+        _hooks(cfg, data, max_iter, folder, learning_rate, checkpointer, evaluation)
+    )
     setup.write_config(config_text, folder)
     trainer.train(start_iter, max_iter)
     return evaluation.results if evaluation else {}
+
+
+def _trainer(cfg: DictConfig, model: nn.Module, data: TrainData, device: str) -> Trainer:
+    """Optimizer, distribution over processes, precision and clipping, put together."""
+    clip = cfg.train.clip_grad
+    trainer = Trainer(
+        distribute(model, device, cfg.train.ddp),
+        data.loader,
+        build_optimizer(cfg.optimizer, model),
+        amp_dtype=amp_dtype(cfg.train.amp),
+        max_norm=clip.params.max_norm if clip.enabled else None,
+        norm_type=clip.params.norm_type,
+    )
+    logger.info(
+        "%d images, batch %d: %d steps an epoch; %.2f M parameters to train",
+        data.num_images,
+        data.batch_size,
+        data.iters_per_epoch,
+        sum(parameter.numel() for parameter in trainer.parameters) / 1e6,
+    )
+    return trainer
 
 
 def next_step(checkpoint: Mapping[str, Any] | None, folder: Path) -> int:
@@ -154,9 +159,8 @@ def distribute(model: nn.Module, device: str, ddp: Mapping[str, Any]) -> nn.Modu
     return DistributedDataParallel(model, device_ids=device_ids, **options)
 
 
-def _describer(
-    cfg: DictConfig, data: TrainData, config_text: str, init: str
-) -> Callable[[], dict[str, Any]]:
+def _describer(cfg: DictConfig, data: TrainData, config_text: str) -> Callable[[], dict[str, Any]]:
+    """What goes into every checkpoint beside weights and trainer; computed once."""
     names = dataset_names(cfg.dataloader.train) + dataset_names(cfg.dataloader.get("evaluator"))
     spec = getattr(data.mapper, "preprocessing", None)
     fixed: dict[str, Any] = {
@@ -165,6 +169,7 @@ def _describer(
         "preprocessing": spec.to_dict() if hasattr(spec, "to_dict") else spec,
     }
     if comm.is_main_process():
+        init = cfg.train.init_checkpoint
         source = local_path(init) if init else None
         fixed["provenance"] = describe_run(config_text, source, annotation_files(names))
     return lambda: fixed
