@@ -2,7 +2,7 @@
 """``make demo``: from eight real mammograms to a trained, evaluated detector and its pictures."""
 
 import json
-import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from detrex_mammo.evaluation.froc_plot import plot_froc
 from detrex_mammo.evaluation.summary import headline_table
 from detrex_mammo.inference.gallery import draw_gallery
 
-logger = logging.getLogger(__name__)
 CONFIG = "projects/mammography/configs/demo.py"
 # Predictions are drawn down to the score that has so many false positives per image.
 DRAWN_FPPI = 0.5
@@ -101,7 +100,7 @@ def _draw(out: Path, data: Path) -> None:
         out / "coco_instances_results.json",
         data,
         out / "predictions",
-        score_threshold=threshold,
+        score_threshold=math.floor(threshold * 1000) / 1000,
     )
 
 
