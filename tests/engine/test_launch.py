@@ -90,7 +90,7 @@ def test_two_processes_stop_together_on_a_nan(tmp_path: Path) -> None:
 
 def test_torchrun_is_recognised(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-port", "29555", str(ROOT / "tools/train_net.py"), "--config-file"]
+    command += ["--standalone", str(ROOT / "tools/train_net.py"), "--config-file"]
     result = subprocess.run(
         [*command, write_config(tmp_path), "train.max_iter=3"],
         capture_output=True,
