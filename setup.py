@@ -20,7 +20,6 @@ INSTALL_REQUIRES = [
     "fvcore>=0.1.5.post20221221",  # checkpointer, parameter schedulers: detectron2's foundation
     "iopath>=0.1.9",  # paths and URLs of checkpoints, as detectron2 resolves them
     "omegaconf>=2.1",  # the config tree
-    "hydra-core>=1.1",  # grammar of `key=value` overrides
     "PyYAML>=5.1",  # config.yaml
     "numpy>=1.23",  # pixels, boxes, metrics
     "scipy>=1.8",  # Hungarian matching; image filters
