@@ -27,6 +27,19 @@
 #define K NUM_SAMPLES
 #define QUERIES_PER_TASK 64
 
+// The widest vector that divides D; on any processor the compiler splits it as it must.
+#if D % 8 == 0
+#define LANES 8
+#elif D % 4 == 0
+#define LANES 4
+#elif D % 2 == 0
+#define LANES 2
+#else
+#define LANES 1
+#endif
+// Rows of value are aligned to one float only; may_alias because they are read as both.
+typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
 // The level of each of the K samples, spread out so that one loop handles all of them.
 typedef struct {
     float width[K], height[K];
@@ -125,15 +138,20 @@ void ms_deform_attn_forward(const float *restrict value, const int64_t *shapes,
                 Corners c;
                 find_corners(&c, &levels, locations + row * K * 2, weights + row * K,
                              (OFFSET)token_stride);
-                float sum[D];
-                for (int d = 0; d < D; ++d) sum[d] = 0.0f;
+                Vector sum[D / LANES] = {0};
                 for (int k = 0; k < K; ++k) {
-                    const float *p0 = head + c.offset[0][k], *p1 = head + c.offset[1][k];
-                    const float *p2 = head + c.offset[2][k], *p3 = head + c.offset[3][k];
+                    const Vector *p0 = (const Vector *)(head + c.offset[0][k]);
+                    const Vector *p1 = (const Vector *)(head + c.offset[1][k]);
+                    const Vector *p2 = (const Vector *)(head + c.offset[2][k]);
+                    const Vector *p3 = (const Vector *)(head + c.offset[3][k]);
                     const float w0 = c.weight[0][k], w1 = c.weight[1][k];
                     const float w2 = c.weight[2][k], w3 = c.weight[3][k];
-                    for (int d = 0; d < D; ++d)
-                        sum[d] += w0 * p0[d] + w1 * p1[d] + w2 * p2[d] + w3 * p3[d];
+                    for (int d = 0; d < D / LANES; ++d) {
+                        sum[d] += w0 * p0[d];
+                        sum[d] += w1 * p1[d];
+                        sum[d] += w2 * p2[d];
+                        sum[d] += w3 * p3[d];
+                    }
                 }
                 memcpy(output + row * D, sum, sizeof sum);
             }
