@@ -55,8 +55,8 @@ def load_library(source: Path, defines: Mapping[str, str | int]) -> ctypes.CDLL:
     reasons = []
     for optional in OPTIONAL_FLAGS:
         flags = [*FLAGS, *optional, *macros]
-        library = folder / f"{source.stem}-{_key(source, compiler, flags)}.so"
         try:
+            library = folder / f"{source.stem}-{_key(source, compiler, flags)}.so"
             if not is_private(library):
                 _compile(compiler, flags, source, library)
             return ctypes.CDLL(str(library))

@@ -25,8 +25,6 @@ _PROBE = (32, 16, "int32_t")
 @cache
 def why_not() -> str:
     """Why the kernel cannot be used here; an empty string if it can."""
-    if torch.utils.data.get_worker_info() is not None:
-        return "data loading workers do not run the kernel"
     try:
         _kernel(*_PROBE)
     except CompilerError as error:

@@ -5,7 +5,9 @@ B batch, S = sum of h*w over levels, M heads, D channels per head, Q queries, L 
 """
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -63,7 +65,21 @@ def choose_backend(backend: str, *tensors: Tensor) -> str:
         return backend
     is_traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
     fits = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
-    return "cpu" if fits and not is_traced and cpu.is_available() else "reference"
+    if not fits or is_traced:
+        return "reference"
+    reason = cpu.why_not()
+    if reason:
+        _warn_once(reason)
+    return "reference" if reason else "cpu"
+
+
+@cache
+def _warn_once(reason: str) -> None:
+    warnings.warn(
+        f"ms_deform_attn runs on the slow backend 'reference' because the C kernel cannot be used "
+        f"({reason}); set {BACKEND_VARIABLE}=reference to silence this",
+        stacklevel=4,
+    )
 
 
 def as_shape_tuple(spatial_shapes: SpatialShapes) -> tuple[tuple[int, int], ...]:

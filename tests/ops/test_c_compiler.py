@@ -101,3 +101,15 @@ def test_without_a_compiler_the_kernel_says_why(cache, monkeypatch) -> None:
         assert cpu.why_not().startswith("no C compiler is installed")
     finally:
         cpu.why_not.cache_clear()
+
+
+@pytest.mark.parametrize("text", ["#!/bin/sh\nexit 1\n", "not a program\x01"])
+def test_a_compiler_that_fails_is_one_sentence(text, cache, source, tmp_path, monkeypatch) -> None:
+    fake = tmp_path / "bin" / "cc"
+    fake.parent.mkdir()
+    fake.write_text(text)
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(fake.parent))
+    with pytest.raises(CompilerError, match="cannot compile answer.c") as caught:
+        load_library(source, {"ANSWER": 1})
+    assert "\n" not in str(caught.value) and list(cache.iterdir()) == []

@@ -2,6 +2,7 @@
 """Which backend is called, and what is refused."""
 
 import types
+import warnings
 
 import pytest
 import torch
@@ -46,8 +47,24 @@ def test_auto_prefers_the_kernel_for_float32_on_the_cpu(monkeypatch):
     assert dispatch.choose_backend("auto", value.bfloat16()) == "reference"
     assert dispatch.choose_backend("auto", value, value.double()) == "reference"
     assert dispatch.choose_backend("reference", value) == "reference"
+
+
+def test_one_warning_when_there_is_no_kernel(monkeypatch):
+    monkeypatch.delenv(dispatch.BACKEND_VARIABLE, raising=False)
+    dispatch._warn_once.cache_clear()
     fake_kernel(monkeypatch, available=False)
-    assert dispatch.choose_backend("auto", value) == "reference"
+    value, locations, weights = inputs()
+    with pytest.warns(UserWarning, match="no compiler found") as caught:
+        for _ in range(3):
+            ms_deform_attn(value, SHAPES, None, locations, weights)
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dispatch._warn_once.cache_clear()
+        assert dispatch.choose_backend("auto", value.double()) == "reference"
+        monkeypatch.setenv(dispatch.BACKEND_VARIABLE, "reference")
+        assert dispatch.choose_backend("auto", value) == "reference"
+    dispatch._warn_once.cache_clear()
 
 
 def test_the_kernel_is_called(monkeypatch):
