@@ -94,7 +94,7 @@ def _draw(out: Path, data: Path) -> None:
     }
     plot_losses(out / "metrics.json", out / "loss_curve.png", title="demo")
     plot_froc(curves, out / "froc_curve.png", title="demo", note=NOTE)
-    threshold = curves["after training"].threshold_at(DRAWN_FPPI)
+    threshold = min(curves["after training"].threshold_at(DRAWN_FPPI), 1.0)  # inf: draw nothing
     draw_gallery(
         data / "val.json",
         out / "coco_instances_results.json",
