@@ -7,10 +7,10 @@ B batch, Q queries, C channels, S = sum of h*w over levels, M heads, L levels, P
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detrex_mammo.layers.activation import at_least_float32
-from detrex_mammo.ops import ms_deform_attn
+from detrex_mammo.ops import ms_deform_attn_fused
 
 
 def offset_normalizer(spatial_shapes: tuple[tuple[int, int], ...], like: Tensor) -> Tensor:
@@ -97,25 +97,21 @@ class MultiScaleDeformableAttention(nn.Module):
             # After the projection, so that its bias does not leak into the padding.
             value = value.masked_fill_(padding_mask[..., None], 0)
         value = value.unflatten(-1, (self.num_heads, -1))
+        offsets, logits = self._offsets_and_logits(query)
         sampled = (batch, num_queries, self.num_heads, self.num_levels, self.num_points)
-        weights = at_least_float32(self.attention_weights(query))
-        weights = weights.view(*sampled[:3], -1).softmax(-1).view(sampled)
-        offsets = at_least_float32(self.sampling_offsets(query)).view(*sampled, 2)
-        locations = self._locations(reference_points, offsets, spatial_shapes, normalizer)
-        out = ms_deform_attn(value, spatial_shapes, None, locations, weights)
+        out = ms_deform_attn_fused(
+            value,
+            spatial_shapes,
+            None,
+            reference_points,
+            offsets.view(*sampled, 2),
+            logits.view(sampled),
+        )
         return self.output_proj(out)
 
-    def _locations(self, reference_points, offsets, spatial_shapes, normalizer) -> Tensor:
-        """(B, Q, M, L, P, 2) as (x, y); offsets count cells, or P-ths of half the box."""
-        references = reference_points[:, :, None, :, None]
-        if reference_points.shape[-1] == 2:
-            if normalizer is None:
-                normalizer = offset_normalizer(spatial_shapes, offsets)
-            return references + offsets / normalizer[:, None]
-        if reference_points.shape[-1] == 4:
-            scale = references[..., 2:] * (0.5 / self.num_points)
-            return references[..., :2] + offsets * scale
-        raise ValueError(
-            f"reference_points has shape {tuple(reference_points.shape)}; its last size must be "
-            "2 for (x, y) or 4 for (cx, cy, w, h)"
-        )
+    def _offsets_and_logits(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Both projections of the query, (B, Q, M*L*P*2) and (B, Q, M*L*P), by one product."""
+        parts = (self.sampling_offsets, self.attention_weights)
+        weight = torch.cat([part.weight for part in parts])
+        bias = torch.cat([part.bias for part in parts])
+        return F.linear(query, weight, bias).split([len(part.bias) for part in parts], dim=-1)

@@ -1,7 +1,20 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
 """Multi-scale deformable attention as one function with several backends."""
 
-from detrex_mammo.ops.dispatch import BACKENDS, ms_deform_attn, why_not
+from detrex_mammo.ops.dispatch import (
+    BACKENDS,
+    choose_backend,
+    ms_deform_attn,
+    ms_deform_attn_fused,
+    why_not,
+)
 from detrex_mammo.ops.reference import ms_deform_attn_reference
 
-__all__ = ["BACKENDS", "ms_deform_attn", "ms_deform_attn_reference", "why_not"]
+__all__ = [
+    "BACKENDS",
+    "choose_backend",
+    "ms_deform_attn",
+    "ms_deform_attn_fused",
+    "ms_deform_attn_reference",
+    "why_not",
+]

@@ -13,17 +13,21 @@ import torch
 from torch import Tensor
 
 from detrex_mammo.errors import UserError
-from detrex_mammo.ops import cpu
+from detrex_mammo.ops.embedding_bag import ms_deform_attn_embedding_bag
+from detrex_mammo.ops.library import NATIVE, flatten_shapes, native_module
+from detrex_mammo.ops.locations import attention_weights as softmax_of
+from detrex_mammo.ops.locations import sampling_locations as locations_of
 from detrex_mammo.ops.reference import ms_deform_attn_reference
 
 BACKEND_VARIABLE = "DETREX_MAMMO_OPS_BACKEND"
 SpatialShapes = Tensor | Sequence[tuple[int, int]]
 
-
-BACKENDS: dict[str, Callable[..., Tensor]] = {
+# In plain, differentiable PyTorch; the native ones are in library.py.
+PLAIN: dict[str, Callable[..., Tensor]] = {
     "reference": ms_deform_attn_reference,
-    "cpu": cpu.ms_deform_attn_cpu,
+    "embedding_bag": ms_deform_attn_embedding_bag,
 }
+BACKENDS = (*PLAIN, *NATIVE)
 
 
 def why_not(backend: str) -> str:
@@ -33,22 +37,24 @@ def why_not(backend: str) -> str:
         UserError: no backend has that name.
     """
     if backend not in BACKENDS:
-        names = ", ".join(["auto", *BACKENDS])
         raise UserError(
             f"backend of ms_deform_attn (or {BACKEND_VARIABLE}) is {backend!r}; "
-            f"it must be one of {names}"
+            f"it must be one of {', '.join(['auto', *BACKENDS])}"
         )
-    return cpu.why_not() if backend == "cpu" else ""
+    return native_module(backend).why_not() if backend in NATIVE else ""
 
 
-def choose_backend(backend: str, *tensors: Tensor) -> str:
+@torch.compiler.assume_constant_result
+def choose_backend(backend: str, device: str, is_double: bool = False) -> str:
     """The name of the backend to call.
 
     Args:
-        backend (str): "auto" or a name of ``BACKENDS``. For "auto" the environment variable
-            ``DETREX_MAMMO_OPS_BACKEND`` is asked first; without it float32 tensors on the CPU
-            go to the kernel when there is one, and everything else to ``reference``.
-        *tensors (Tensor): inputs of the operator; their devices and dtypes decide.
+        backend (str): "auto" or one of ``BACKENDS``. For "auto" the environment variable
+            ``DETREX_MAMMO_OPS_BACKEND`` is asked first. Without it a CPU takes "c", or
+            "embedding_bag" if there is no compiler; a GPU "triton", or "reference". float64 and
+            ONNX export always take "reference".
+        device (str): type of the device of the tensors: "cpu", "cuda", ...
+        is_double (bool): a tensor is float64, which only the plain backends compute.
 
     Raises:
         UserError: the named backend does not exist or cannot be used here.
@@ -56,29 +62,44 @@ def choose_backend(backend: str, *tensors: Tensor) -> str:
     if backend == "auto":
         backend = os.environ.get(BACKEND_VARIABLE, "") or "auto"
     if backend != "auto":
-        reason = why_not(backend)
+        reason = why_not(backend) or _misfit(backend, device, is_double)
         if reason:
             raise UserError(
                 f"backend of ms_deform_attn (or {BACKEND_VARIABLE}) is {backend!r}, which cannot "
                 f"be used here ({reason}); use 'auto' or 'reference'"
             )
         return backend
-    is_traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
-    fits = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
-    if not fits or is_traced:
+    if is_double or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
         return "reference"
-    reason = cpu.why_not()
+    if device == "cpu":
+        return _first_usable("c", "embedding_bag")
+    return _first_usable("triton", "reference") if device == "cuda" else "reference"
+
+
+def _misfit(backend: str, device: str, is_double: bool) -> str:
+    """Why a backend that is there cannot take these tensors; empty if it can."""
+    if backend not in NATIVE:
+        return ""
+    if is_double:
+        return "a tensor is float64"
+    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    devices = {"c": ("cpu",), "triton": ("cuda", "cpu") if is_interpreted else ("cuda",)}[backend]
+    return "" if device in devices else f"the tensors lie on {device!r}"
+
+
+def _first_usable(best: str, instead: str) -> str:
+    reason = why_not(best)
     if reason:
-        _warn_once(reason)
-    return "reference" if reason else "cpu"
+        _warn_once(best, instead, reason)
+    return instead if reason else best
 
 
 @cache
-def _warn_once(reason: str) -> None:
+def _warn_once(best: str, instead: str, reason: str) -> None:
     warnings.warn(
-        f"ms_deform_attn runs on the slow backend 'reference' because the C kernel cannot be used "
-        f"({reason}); set {BACKEND_VARIABLE}=reference to silence this",
-        stacklevel=4,
+        f"ms_deform_attn runs on the slower backend {instead!r} because {best!r} cannot be used "
+        f"({reason}); set {BACKEND_VARIABLE}={instead} to silence this",
+        stacklevel=5,
     )
 
 
@@ -94,7 +115,7 @@ def _check_shapes(value, shapes, level_start_index, locations, weights) -> None:
     expected = (batch, locations.shape[1], heads, len(shapes), locations.shape[4], 2)
     if tuple(locations.shape) != expected or tuple(weights.shape) != expected[:-1]:
         raise ValueError(
-            f"sampling_locations {tuple(locations.shape)} and attention_weights "
+            f"locations (or offsets) {tuple(locations.shape)} and attention weights (or logits) "
             f"{tuple(weights.shape)} do not fit value {tuple(value.shape)} and spatial_shapes "
             f"{shapes}; expected {expected} and {expected[:-1]}"
         )
@@ -116,6 +137,30 @@ def _check_shapes(value, shapes, level_start_index, locations, weights) -> None:
         )
 
 
+def _check_reference_points(reference_points, batch, queries, levels) -> None:
+    shape = tuple(reference_points.shape)
+    if len(shape) != 4 or shape[0] not in (1, batch) or shape[1:3] != (queries, levels):
+        raise ValueError(
+            f"reference_points has shape {shape}; expected ({batch} or 1, {queries}, {levels}, "
+            "2 or 4)"
+        )
+    if shape[3] not in (2, 4):
+        raise ValueError(
+            f"reference_points has shape {shape}; its last size must be 2 for (x, y) or 4 for "
+            "(cx, cy, w, h)"
+        )
+
+
+def _check_same_device(*tensors: Tensor) -> None:
+    devices = {str(tensor.device) for tensor in tensors}
+    if len(devices) > 1:
+        raise ValueError(f"the tensors lie on {', '.join(sorted(devices))}; move them to one")
+
+
+def _is_double(*tensors: Tensor) -> bool:
+    return any(tensor.dtype == torch.float64 for tensor in tensors)
+
+
 def ms_deform_attn(
     value: Tensor,
     spatial_shapes: SpatialShapes,
@@ -126,7 +171,8 @@ def ms_deform_attn(
 ) -> Tensor:
     """Multi-scale deformable attention without its projections.
 
-    Eq. 3 of https://arxiv.org/abs/2010.04159.
+    Eq. 3 of https://arxiv.org/abs/2010.04159. A location outside of its level, at NaN or at
+    infinity reads 0.
 
     Args:
         value (Tensor): (B, S, M, D), float32, float64, bfloat16 or float16.
@@ -134,14 +180,77 @@ def ms_deform_attn(
             spare a GPU one synchronisation.
         level_start_index (Tensor or Sequence[int], optional): (L,), first token of each level;
             derived from ``spatial_shapes`` when None.
-        sampling_locations (Tensor): (B, Q, M, L, P, 2) as (x, y), in [0, 1] of the padded level.
+        sampling_locations (Tensor): (B, Q, M, L, P, 2) as (x, y), in [0, 1] of the padded level;
+            better in float32 than in half precision.
         attention_weights (Tensor): (B, Q, M, L, P), summing to 1 over (L, P).
-        backend (str): "auto", "reference" or "cpu"; see :func:`choose_backend`.
+        backend (str): "auto" or one of ``BACKENDS``; see :func:`choose_backend`.
 
     Returns:
-        Tensor: (B, Q, M*D) in the dtype of ``value``; accumulated in at least float32.
+        Tensor: (B, Q, M*D) in the dtype of ``value`` (the native backends: of the autocast, if
+        there is one); accumulated in at least float32.
+
+    Raises:
+        UserError: the backend does not exist or cannot be used here.
+        ValueError: shapes or devices do not fit each other.
     """
     shapes = as_shape_tuple(spatial_shapes)
     _check_shapes(value, shapes, level_start_index, sampling_locations, attention_weights)
-    name = choose_backend(backend, value, sampling_locations, attention_weights)
-    return BACKENDS[name](value, shapes, sampling_locations, attention_weights)
+    tensors = (value, sampling_locations, attention_weights)
+    _check_same_device(*tensors)
+    name = choose_backend(backend, value.device.type, _is_double(*tensors))
+    if name in PLAIN:
+        return PLAIN[name](value, shapes, sampling_locations, attention_weights)
+    return torch.ops.detrex_mammo.ms_deform_attn(
+        value, flatten_shapes(shapes), sampling_locations, attention_weights, name
+    )
+
+
+def ms_deform_attn_fused(
+    value: Tensor,
+    spatial_shapes: SpatialShapes,
+    level_start_index: Tensor | Sequence[int] | None,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    backend: str = "auto",
+) -> Tensor:
+    """:func:`ms_deform_attn` from what the projections give: less memory, fewer passes over it.
+
+    The native backends do the softmax and the arithmetic of the locations on the way, in float32,
+    and keep nothing but these inputs for the backward pass.
+
+    Args:
+        value (Tensor): (B, S, M, D), float32, float64, bfloat16 or float16.
+        spatial_shapes (Tensor or Sequence[tuple[int, int]]): L rows (h, w).
+        level_start_index (Tensor or Sequence[int], optional): as in :func:`ms_deform_attn`.
+        reference_points (Tensor): (B or 1, Q, L, 2) as (x, y) or (B or 1, Q, L, 4) as
+            (cx, cy, w, h), in [0, 1] of the padded level.
+        sampling_offsets (Tensor): (B, Q, M, L, P, 2) as (x, y), in cells of the level or, with 4
+            numbers, P-ths of half the box.
+        attention_logits (Tensor): (B, Q, M, L, P), before the softmax over (L, P).
+        backend (str): "auto" or one of ``BACKENDS``; see :func:`choose_backend`.
+
+    Returns:
+        Tensor: (B, Q, M*D), as :func:`ms_deform_attn`.
+
+    Raises:
+        UserError: the backend does not exist or cannot be used here.
+        ValueError: shapes or devices do not fit each other.
+    """
+    shapes = as_shape_tuple(spatial_shapes)
+    _check_shapes(value, shapes, level_start_index, sampling_offsets, attention_logits)
+    _check_reference_points(
+        reference_points, value.shape[0], sampling_offsets.shape[1], len(shapes)
+    )
+    tensors = (value, reference_points, sampling_offsets, attention_logits)
+    _check_same_device(*tensors)
+    name = choose_backend(backend, value.device.type, _is_double(*tensors))
+    # Few references are learned, and those of few queries: their gradient is left to autograd.
+    is_learned = reference_points.requires_grad and torch.is_grad_enabled()
+    if name in NATIVE and not is_learned:
+        return torch.ops.detrex_mammo.ms_deform_attn_fused(
+            value, flatten_shapes(shapes), *tensors[1:], name
+        )
+    locations = locations_of(reference_points, sampling_offsets, shapes)
+    weights = softmax_of(attention_logits)
+    return ms_deform_attn(value, shapes, None, locations, weights, name)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_OUTSIDE = -1e6  # in grid_sample's coordinates: at no size of a level does a cell lie there
+
 
 def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
     """The dtype to accumulate in: float64 if any tensor has it, else float32."""
@@ -26,7 +28,9 @@ def ms_deform_attn_reference(
     """Bilinear samples of every level, weighted and summed, by ``grid_sample``.
 
     Eq. 3 of https://arxiv.org/abs/2010.04159 without its projections. A location x in [0, 1] is
-    the pixel coordinate ``x * w - 0.5``; outside of the level the value is zero.
+    the pixel coordinate ``x * w - 0.5``; outside of the level the value is zero. A location at NaN
+    or infinity is outside and gets no gradient, as in the published CUDA kernel (by itself
+    ``grid_sample`` gives NaN on a CPU and 0 on a GPU).
 
     Args:
         value (Tensor): (B, S, M, D), levels one after another, each row by row.
@@ -42,7 +46,9 @@ def ms_deform_attn_reference(
     if batch * queries * heads * channels * points == 0:
         return value.new_zeros(batch, queries, heads * channels)
     dtype = accumulation_dtype(value, sampling_locations, attention_weights)
-    grids = (2 * sampling_locations.to(dtype) - 1).transpose(1, 2).flatten(0, 1)  # (BM, Q, L, P, 2)
+    grids = 2 * sampling_locations.to(dtype) - 1
+    grids = grids.masked_fill(~grids.isfinite().all(-1, keepdim=True), _OUTSIDE)
+    grids = grids.transpose(1, 2).flatten(0, 1)  # (BM, Q, L, P, 2)
     weights = attention_weights.to(dtype).transpose(1, 2).flatten(0, 1)  # (BM, Q, L, P)
     levels = value.to(dtype).split([h * w for h, w in spatial_shapes], dim=1)
     total = None
