@@ -8,7 +8,7 @@ in float32; bfloat16 and float16 are converted on the way in and out. Autograd i
 import ctypes
 import os
 import threading
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from detrex_mammo.ops.c_compiler import CompilerError, load_library
 
 SOURCE = Path(__file__).parent / "kernels" / "ms_deform_attn.c"
 # Below this many gathered rows a second thread costs more than it brings.
-MIN_ROWS_FOR_THREADS = 2_000_000
+MIN_ROWS_FOR_THREADS = 100_000
 # Copying a head's values together pays when each row is read this often.
 MIN_READS_TO_GATHER = 16
 # Elements that 32-bit offsets reach.
@@ -123,6 +123,12 @@ def fused_backward(
     return _Call(value, shapes, reference_points, offsets, logits).backward(grad_output)
 
 
+@lru_cache(maxsize=1024)
+def _as_tensor(shapes: Shapes) -> Tensor:
+    """(L, 2) int64; each image size occurs many times."""
+    return torch.tensor(shapes, dtype=torch.int64).reshape(-1, 2)
+
+
 class _Call:
     """One problem as the C file wants it; keeps the converted tensors alive."""
 
@@ -131,7 +137,7 @@ class _Call:
         self.batch, self.tokens, self.heads, self.head_dim = value.shape
         self.queries, self.levels, self.points = (places.shape[i] for i in (1, 3, 4))
         self.value = value.float().contiguous()
-        self.shapes = torch.tensor(shapes, dtype=torch.int64).reshape(-1, 2)
+        self.shapes = _as_tensor(shapes)
         self.places, self.attention = self._rows(places), self._rows(attention)
         self.references = None
         if reference_points is not None:

@@ -360,12 +360,16 @@ void ms_deform_attn_forward(const Problem *p, int64_t first, int64_t last) {
             const Head head = find_head(p, task / p->query_chunks, buffer);
             const int64_t begin = task % p->query_chunks * chunk;
             const int64_t end = begin + chunk < p->queries ? begin + chunk : p->queries;
+            Corners corners[2];
+            float weights[K];
+            if (begin < end) plan(&corners[0], weights, p, &levels, &head, begin);
             for (int64_t q = begin; q < end; ++q) {
-                Corners c;
-                float weights[K];
-                plan(&c, weights, p, &levels, &head, q);
+                // The next query's arithmetic hides behind the reading for this one.
+                if (q + 1 < end) {
+                    plan(&corners[(q + 1 - begin) % 2], weights, p, &levels, &head, q + 1);
+                }
                 const int64_t row = (head.image * p->queries + q) * p->heads + head.head;
-                attend(p->output + row * D, &c, head.value);
+                attend(p->output + row * D, &corners[(q - begin) % 2], head.value);
             }
         }
         free(buffer);
