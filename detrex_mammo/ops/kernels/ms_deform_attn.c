@@ -128,9 +128,9 @@ static INLINE float exp_negative(float x) {
     e = e * r + 1.0f;
     e = e * r + 1.0f;
     union {
-        int32_t bits;
+        uint32_t bits;
         float power;
-    } two = {((int32_t)n + 127) << 23};
+    } two = {((uint32_t)(int32_t)n + 127) << 23};
     return e * two.power;
 }
 
