@@ -322,9 +322,9 @@ static void ask_for_huge_pages(void *start, int64_t bytes) {
 // Room for one head's tokens; NULL when there is no memory for it.
 static float *head_buffer(const Problem *p) {
     const int64_t bytes = p->tokens * D * (int64_t)sizeof(float);
-    const int64_t room = (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-    float *buffer = p->gather ? aligned_alloc((size_t)HUGE_PAGE, (size_t)room) : NULL;
-    if (buffer) ask_for_huge_pages(buffer, room);
+    void *buffer = NULL;
+    if (!p->gather || posix_memalign(&buffer, (size_t)HUGE_PAGE, (size_t)bytes)) return NULL;
+    ask_for_huge_pages(buffer, bytes);
     return buffer;
 }
 
