@@ -44,7 +44,6 @@ def why_not(backend: str) -> str:
     return native_module(backend).why_not() if backend in NATIVE else ""
 
 
-@torch.compiler.assume_constant_result
 def choose_backend(backend: str, device: str, is_double: bool = False) -> str:
     """The name of the backend to call.
 
@@ -74,6 +73,11 @@ def choose_backend(backend: str, device: str, is_double: bool = False) -> str:
     if device == "cpu":
         return _first_usable("c", "embedding_bag")
     return _first_usable("triton", "reference") if device == "cuda" else "reference"
+
+
+# While torch.compile traces, call it and keep the answer. The attribute is what
+# torch.compiler.assume_constant_result sets; calling that would import the compiler (2 seconds).
+choose_backend._dynamo_marked_constant = True
 
 
 def _misfit(backend: str, device: str, is_double: bool) -> str:
