@@ -34,6 +34,7 @@ INSTALL_REQUIRES = [
 ]
 
 EXTRAS = {
+    "compiler": ["ziglang>=0.13"],  # a C compiler by pip, where the machine has none
     # The compressed transfer syntaxes: JPEG Lossless, JPEG-LS (gdcm) and JPEG 2000 (openjpeg).
     "dicom": ["python-gdcm>=3.0.21", "pylibjpeg>=2.0", "pylibjpeg-openjpeg>=2.0"],
     "export": ["onnx>=1.16", "onnxscript>=0.3", "onnxruntime>=1.18"],  # files that run elsewhere

@@ -1,5 +1,8 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
-"""Multi-scale deformable attention as one function with several backends."""
+"""Multi-scale deformable attention as one function with several backends.
+
+``python -m detrex_mammo.ops`` says which of them work here.
+"""
 
 from detrex_mammo.ops.dispatch import (
     BACKENDS,
@@ -8,6 +11,7 @@ from detrex_mammo.ops.dispatch import (
     ms_deform_attn_fused,
     why_not,
 )
+from detrex_mammo.ops.huggingface import patch_transformers, unpatch_transformers
 from detrex_mammo.ops.reference import ms_deform_attn_reference
 
 __all__ = [
@@ -16,5 +20,7 @@ __all__ = [
     "ms_deform_attn",
     "ms_deform_attn_fused",
     "ms_deform_attn_reference",
+    "patch_transformers",
+    "unpatch_transformers",
     "why_not",
 ]

@@ -2,23 +2,29 @@
 """Compile a C file at first use with whatever compiler is there, and keep the result.
 
 The cache is private: a folder or library that another user could have written is never loaded.
+A start that finds its library in the cache runs no other program.
 """
 
+import atexit
 import ctypes
 import hashlib
+import importlib.util
 import os
 import platform
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
 CACHE_VARIABLE = "DETREX_MAMMO_CACHE"
+COMPILER_VARIABLE = "CC"
 COMPILERS = ("cc", "gcc", "clang")
 TIMEOUT_S = 120
+SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
 # Not -ffast-math: a library linked with it turns on flush-to-zero for the whole process.
 FLAGS = (
     "-O3",
@@ -32,7 +38,7 @@ FLAGS = (
     "-ffp-contract=fast",
 )
 # Tried in this order: a compiler may lack OpenMP or not know this processor.
-OPTIONAL_FLAGS = (("-march=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), ())
+OPTIONAL_FLAGS = (("-march=native", "-fopenmp"), ("-march=native",), ("-fopenmp",), ())
 
 
 class CompilerError(RuntimeError):
@@ -49,49 +55,67 @@ def load_library(source: Path, defines: Mapping[str, str | int]) -> ctypes.CDLL:
     Raises:
         CompilerError: no compiler, or none that accepts the file.
     """
-    compiler = find_compiler()
     macros = [f"-D{name}={value}" for name, value in sorted(defines.items())]
-    folder = cache_folder()
     reasons = []
-    for optional in OPTIONAL_FLAGS:
-        flags = [*FLAGS, *optional, *macros]
+    for compiler in find_compilers():
+        library = cache_folder() / f"{source.stem}-{_key(source, compiler, macros)}{SUFFIX}"
         try:
-            library = folder / f"{source.stem}-{_key(source, compiler, flags)}.so"
-            if not is_private(library):
-                _compile(compiler, flags, source, library)
-            return ctypes.CDLL(str(library))
+            if is_private(library):
+                return ctypes.CDLL(str(library))
+        except OSError:
+            pass  # a damaged file, or what it was linked with has gone: made anew
+        try:
+            return _build(compiler, macros, source, library)
+        except subprocess.TimeoutExpired:
+            reasons.append(f"{' '.join(compiler)} took more than {TIMEOUT_S} s")
         except (CompilerError, OSError) as error:
-            reasons.append(str(error))
-    raise CompilerError(f"{compiler} cannot compile {source.name} ({reasons[-1]})")
+            reasons.append(f"{' '.join(compiler)} cannot compile {source.name} ({error})")
+    raise CompilerError("; ".join(reasons))
 
 
-@cache
-def find_compiler() -> str:
-    """Path of the first C compiler of the machine.
+def find_compilers() -> list[tuple[str, ...]]:
+    """The commands that compile C here, best first: $CC, cc, gcc, clang, the ziglang wheel.
 
     Raises:
         CompilerError: there is none.
     """
-    for name in COMPILERS:
-        path = shutil.which(name)
+    if os.name == "nt":
+        raise CompilerError("the C kernel is not made for Windows")
+    named = os.environ.get(COMPILER_VARIABLE, "").split()
+    wanted = [named, *([name] for name in COMPILERS), _ziglang()]
+    found = {}  # by what they are: cc is usually a link to gcc
+    for words in filter(None, wanted):
+        path = shutil.which(words[0])
         if path:
-            return path
-    raise CompilerError(f"no C compiler is installed (looked for {', '.join(COMPILERS)})")
+            found.setdefault((os.path.realpath(path), *words[1:]), (path, *words[1:]))
+    if not found:
+        raise CompilerError(
+            f"no C compiler is installed (looked for ${COMPILER_VARIABLE}, {', '.join(COMPILERS)} "
+            "and the package ziglang)"
+        )
+    return list(found.values())
+
+
+def _ziglang() -> list[str]:
+    """What ``python -m ziglang cc`` runs, if that package is installed."""
+    package = importlib.util.find_spec("ziglang")
+    folders = package.submodule_search_locations if package else None
+    return [os.path.join(folders[0], "zig"), "cc"] if folders else []
 
 
 @cache
 def cache_folder() -> Path:
     """The folder for compiled libraries: the user's own, or a new one if that is not safe."""
     root = os.environ.get(CACHE_VARIABLE) or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(root).expanduser() / "detrex_mammo" / "kernels"
     try:
+        folder = Path(root).expanduser().resolve() / "detrex_mammo" / "kernels"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.chmod(0o700)
-    except OSError:
-        pass  # read-only home or somebody else's folder: is_private tells
-    if is_private(folder):
-        return folder
-    return Path(tempfile.mkdtemp(prefix="detrex_mammo_kernels_"))
+        is_usable = is_private(folder) and not any(map(_is_public, folder.parents))
+        if is_usable and os.access(folder, os.W_OK):
+            return folder
+    except (OSError, RuntimeError):  # a read-only home, or none at all
+        pass
+    return _temporary_folder()
 
 
 def is_private(path: Path) -> bool:
@@ -104,42 +128,92 @@ def is_private(path: Path) -> bool:
     return is_ours and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def _compile(compiler: str, flags: list[str], source: Path, library: Path) -> None:
-    """Compile to a file of our own and rename it: several processes may do so at once."""
+def _is_public(parent: Path) -> bool:
+    """Whether anybody may put another folder in the place of one that lies in this parent."""
+    mode = parent.stat().st_mode
+    return bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
+
+
+def _temporary_folder() -> Path:
+    """A new private folder that is gone when this process ends."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="detrex_mammo_kernels_"))
+    except OSError as error:
+        raise CompilerError(f"there is no folder to compile in ({error})") from error
+    process = os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == process:  # not in a fork of it
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return folder
+
+
+def _build(
+    compiler: tuple[str, ...], macros: list[str], source: Path, library: Path
+) -> ctypes.CDLL:
+    """Compile with the most flags that work, load it and put it in its place.
+
+    The file has a name of its own until it is known to load: several processes may do so at once.
+    """
     handle, partial = tempfile.mkstemp(dir=library.parent, prefix=library.stem, suffix=".partial")
     os.close(handle)
     try:
-        command = [compiler, *flags, str(source), "-o", partial, "-lm"]
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-        )
-        if done.returncode:
-            raise CompilerError((done.stderr.strip().splitlines() or ["no message"])[0])
-        os.chmod(partial, 0o700)
-        os.replace(partial, library)
-    except subprocess.TimeoutExpired as error:
-        raise CompilerError(f"compiling took more than {TIMEOUT_S} s") from error
+        for optional in OPTIONAL_FLAGS:
+            try:
+                _run([*compiler, *FLAGS, *optional, *macros, str(source), "-o", partial, "-lm"])
+                loaded = ctypes.CDLL(partial)
+            except (CompilerError, OSError) as error:
+                reason = error  # also OSError: zig links without the OpenMP that it does not have
+                continue
+            os.chmod(partial, 0o700)
+            os.replace(partial, library)
+            return loaded
+        raise CompilerError(str(reason))
     finally:
         Path(partial).unlink(missing_ok=True)
 
 
-def _key(source: Path, compiler: str, flags: list[str]) -> str:
-    parts = [source.read_text(), compiler, _version(compiler), _processor(), *flags]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+def _run(command: list[str]) -> None:
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_S, check=False
+    )
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        raise CompilerError(next((line for line in lines if "error" in line), lines[0]))
 
 
-@cache
-def _version(compiler: str) -> str:
-    done = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
-    return done.stdout
+def _key(source: Path, compiler: tuple[str, ...], macros: list[str]) -> str:
+    """Of all that the library depends on; the compiler by its file, to run nothing."""
+    program = os.stat(compiler[0])
+    parts = [source.read_text(), *compiler, program.st_size, program.st_mtime_ns, _processor()]
+    parts += [*FLAGS, OPTIONAL_FLAGS, *macros]
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:24]
 
 
 @cache
 def _processor() -> str:
     """What -march=native depends on: a home folder may be shared between unlike machines."""
+    parts = [platform.machine(), _macos_processor()]
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if not line.strip():
+                    break  # the first processor tells; reading a hundred takes milliseconds
+                if line.startswith(("model name", "flags", "Features", "CPU ", "isa")):
+                    parts.append(line)
     except OSError:
-        lines = []
-    features = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
-    return "\n".join([platform.machine(), platform.processor(), *sorted(set(features))])
+        pass
+    return "\n".join(parts)
+
+
+def _macos_processor() -> str:
+    """The name that ``sysctl -n machdep.cpu.brand_string`` prints; elsewhere nothing."""
+    if sys.platform != "darwin":
+        return ""
+    name, size = ctypes.create_string_buffer(256), ctypes.c_size_t(256)
+    ctypes.CDLL(None).sysctlbyname(
+        b"machdep.cpu.brand_string", name, ctypes.byref(size), None, ctypes.c_size_t(0)
+    )
+    return name.value.decode(errors="replace")

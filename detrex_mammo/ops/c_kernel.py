@@ -27,6 +27,7 @@ Shapes = tuple[tuple[int, int], ...]
 
 _is_forked = False  # OpenMP's threads do not survive a fork, and waiting for them never ends
 
+_PROBE = (32, 4, 4, "int32_t")  # the published model's kernel
 _POINTERS = (
     *("value", "shapes", "references", "places", "attention", "grad_output"),
     *("output", "grad_value", "grad_places", "grad_attention"),
@@ -57,10 +58,15 @@ if hasattr(os, "register_at_fork"):
 def why_not() -> str:
     """Why the kernel cannot be used here; an empty string if it can."""
     try:
-        _kernel(32, 4, 4, "int32_t")
+        _kernel(*_PROBE)
     except CompilerError as error:
         return str(error)
     return ""
+
+
+def has_openmp() -> bool:
+    """Whether OpenMP shares out the work; otherwise Python's threads do."""
+    return bool(_kernel(*_PROBE).ms_deform_attn_has_openmp())
 
 
 @cache
