@@ -98,7 +98,8 @@ def _threads() -> str:
     count = torch.get_num_threads()
     if why_not("c"):
         return f"{count} of PyTorch"
-    return f"{count}, by {'OpenMP' if c_kernel.has_openmp() else 'Python (OpenMP cannot be linked)'}"
+    by = "OpenMP" if c_kernel.has_openmp() else "Python (OpenMP cannot be linked)"
+    return f"{count}, by {by}"
 
 
 def _cache() -> str:
