@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow lint format clean distclean
+.PHONY: help setup demo bench test test-slow lint format clean distclean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,6 +24,7 @@ endef
 
 help:
 	@echo "make demo        train and evaluate on real mammograms with simulated lesions (20 minutes on 2 cores)"
+	@echo "make bench       measure operator, model and loader beside others, into benchmarks/ (20 minutes on 2 cores)"
 	@echo "make test        the tests; make test-slow runs the long ones"
 	@echo "make lint        ruff check and format check; make format repairs"
 	@echo "make setup       only the environment in $(VENV) (PYTHON=python3.12 picks the Python)"
@@ -57,6 +58,10 @@ $(VENV)/.detectron2.done: $(VENV)/.package.done tools/install_detectron2.py
 
 demo: setup
 	@$(BIN)/python tools/demo.py
+
+bench: setup
+	@for mode in op inference train data; do $(BIN)/python tools/benchmark.py $$mode; done
+	@$(BIN)/python tools/benchmark.py table
 
 test: setup
 	$(PYTEST) -m "not slow"

@@ -18,7 +18,7 @@ FLOORS: dict[str, set[str]] = {
     "layers": GROUND | {"ops"},
     "modeling": GROUND | {"ops", "layers"},
     **dict.fromkeys(("checkpoint", "data", "evaluation"), GROUND),
-    **dict.fromkeys(("inference", "export", "zoo"), GROUND | set(LOWER)),
+    **dict.fromkeys(("inference", "export", "zoo", "benchmark"), GROUND | set(LOWER)),
     "engine": GROUND | set(LOWER) | {"inference"},  # a run draws its predictions
 }
 ABOVE = {"configs", "projects", "tools", "tests"}  # imported by nothing
