@@ -12,4 +12,5 @@ AdamW = L(torch.optim.AdamW)(
     lr=1e-4,
     betas=[0.9, 0.999],
     weight_decay=1e-4,
+    fused=True,  # all parameters in one kernel; False for an odd device that has none
 )

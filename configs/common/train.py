@@ -20,6 +20,9 @@ train = dict(
     fast_dev_run=False,
     # Mixed precision: dtype is "bf16" or "fp16". Matcher and losses stay in float32.
     amp=dict(enabled=False, dtype="bf16"),
+    # torch.compile the transformer's layers: for a GPU, which is then given fewer, larger kernels.
+    # On a CPU training gets slower. Compiling takes about a minute and a C++ compiler.
+    compile=False,
     # Passed to torch's DistributedDataParallel when there are several processes.
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False),
     # Clip the gradient's norm over all parameters; the norm is logged either way.

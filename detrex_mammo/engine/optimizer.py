@@ -1,17 +1,19 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
-"""Parameter groups from rules that are plain data."""
+"""Parameter groups from rules that are plain data, and states that fit any implementation."""
 
 import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from detrex_mammo.errors import UserError
 
 logger = logging.getLogger(__name__)
 _RULE_KEYS = ("pattern", "lr_multiplier", "weight_decay")
+_IMPLEMENTATION = ("fused", "foreach")
 
 
 def param_groups(
@@ -77,3 +79,29 @@ def _checked(rule: Mapping[str, Any]) -> dict[str, Any]:
             f"optimizer.params.rules: pattern {rule['pattern']!r} is no regular expression: {error}"
         ) from error
     return rule
+
+
+def keep_implementation(optimizer: torch.optim.Optimizer) -> None:
+    """Let an optimizer load the state of a run with another implementation or memory format.
+
+    A state carries the ``fused`` of the run that wrote it, which would win over this run's own; and
+    its tensors may lie in memory otherwise than the parameters, which fused steps do not look at.
+    """
+    optimizer.register_load_state_dict_pre_hook(_keep_options)
+    optimizer.register_load_state_dict_post_hook(_lay_out_as_parameters)
+
+
+def _keep_options(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    groups = [dict(group) for group in state["param_groups"]]
+    for group, own in zip(groups, optimizer.param_groups):
+        group.update({key: own[key] for key in _IMPLEMENTATION if key in own})
+    return {**state, "param_groups": groups}
+
+
+def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if not isinstance(value, torch.Tensor) or value.shape != parameter.shape:
+                continue
+            if value.stride() != parameter.stride():
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

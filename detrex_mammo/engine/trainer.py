@@ -1,9 +1,15 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
-"""The training step: autocast, backward, clipping, a check that the loss is finite, update."""
+"""The training step: autocast, backward, clipping, a check that the loss is finite, update.
+
+The step does not wait for the device, except where the model does (its matcher): a fused optimizer
+is told on the device not to step on numbers that are not finite, and the host reads these numbers
+one step later, right after the model has waited anyway.
+"""
 
 import logging
 import math
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,10 +18,22 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import distributed as dist
 
+from detrex_mammo.engine.optimizer import keep_implementation
 from detrex_mammo.errors import UserError
 
 logger = logging.getLogger(__name__)
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class _Metrics:
+    """What one step measured; ``values`` may still be on their way to the host."""
+
+    iter: int
+    names: list[str]
+    values: torch.Tensor
+    data_time: float
+    images: list[str]
 
 
 class Trainer(SimpleTrainer):
@@ -28,6 +46,7 @@ class Trainer(SimpleTrainer):
         amp_dtype (torch.dtype, optional): autocast to it; None is full precision.
         max_norm (float, optional): clip the gradient's norm to it; None only measures it.
         norm_type (float): of that norm.
+        log_period (int): metrics are read at once, waiting for the device, every so many steps.
     """
 
     def __init__(
@@ -38,6 +57,7 @@ class Trainer(SimpleTrainer):
         amp_dtype: torch.dtype | None = None,
         max_norm: float | None = 0.1,
         norm_type: float = 2.0,
+        log_period: int = 20,
     ):
         super().__init__(model, data_loader, optimizer)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -45,6 +65,11 @@ class Trainer(SimpleTrainer):
         self.amp_dtype = amp_dtype
         self.max_norm = math.inf if max_norm is None else float(max_norm)
         self.norm_type = float(norm_type)
+        self.log_period = log_period
+        # Without a device to wait for there is nothing to put off.
+        self.copied = torch.cuda.Event() if self.device.type == "cuda" else None
+        self.unread: _Metrics | None = None
+        keep_implementation(optimizer)
         self.grad_scaler = None
         if amp_dtype is torch.float16:
             self.grad_scaler = torch.amp.GradScaler(self.device.type)
@@ -77,6 +102,7 @@ class Trainer(SimpleTrainer):
         with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=enabled):
             losses = self.model(batch)
             total = sum(losses.values())
+        self.read_metrics()  # of the step before
 
         self.optimizer.zero_grad(set_to_none=True)
         if self.grad_scaler is None:
@@ -89,24 +115,58 @@ class Trainer(SimpleTrainer):
         grad_norm = torch.nn.utils.clip_grad_norm_(
             self.parameters, self.max_norm, norm_type=self.norm_type
         )
-        metrics = self._reduce(losses, grad_norm)
-        self._check_finite(metrics, batch)
-        self._record(metrics, data_time)
-        if self.grad_scaler is None:
-            self.optimizer.step()
+        values = self._reduce(losses, grad_norm)
+        self._update(values.isfinite().all())
+        images = [str(item.get("file_name", item.get("image_id"))) for item in batch]
+        host = values.to("cpu", non_blocking=True)
+        self.unread = _Metrics(self.iter, [*losses, "grad_norm"], host, data_time, images)
+        if self.copied is None:
+            self.read_metrics()
         else:
-            self.grad_scaler.step(self.optimizer)  # skips the step if a scaled gradient overflowed
-            self.grad_scaler.update()
+            self.copied.record()
 
-    def _reduce(self, losses: dict[str, torch.Tensor], grad_norm: torch.Tensor) -> dict[str, float]:
-        """Mean of each loss over the processes; one copy to the host for all of them."""
+    def _reduce(self, losses: dict[str, torch.Tensor], grad_norm: torch.Tensor) -> torch.Tensor:
+        """Mean of each loss over the processes, and the norm, in one tensor on the device."""
         values = torch.stack([v.detach().float() for v in losses.values()] + [grad_norm.float()])
         if comm.get_world_size() > 1:
             dist.all_reduce(values)
             values /= comm.get_world_size()
-        return dict(zip([*losses, "grad_norm"], values.tolist()))
+        return values
 
-    def _check_finite(self, metrics: dict[str, float], batch: list[dict]) -> None:
+    def _update(self, is_finite: torch.Tensor) -> None:
+        """Step the optimizer, unless the numbers of this step are not finite."""
+        if self.grad_scaler is not None:
+            self.grad_scaler.step(self.optimizer)  # skips the step if a scaled gradient overflowed
+            self.grad_scaler.update()
+        elif skips_steps(self.optimizer):
+            self.optimizer.found_inf = (~is_finite).float()
+            self.optimizer.step()
+            del self.optimizer.found_inf
+        elif is_finite:  # waits for the device
+            self.optimizer.step()
+
+    def after_step(self) -> None:
+        """Run the hooks; those that write metrics find the newest ones."""
+        if (self.iter + 1) % self.log_period == 0 or self.iter + 1 == self.max_iter:
+            self.read_metrics()
+        super().after_step()
+
+    def read_metrics(self) -> None:
+        """Check and record what the newest step measured, if that has not been done yet.
+
+        Raises:
+            UserError: it is not finite. The weights are those of before that step.
+        """
+        if self.unread is None:
+            return
+        step, self.unread = self.unread, None
+        if self.copied is not None:
+            self.copied.synchronize()
+        metrics = dict(zip(step.names, step.values.tolist()))
+        self._check_finite(metrics, step)
+        self._record(metrics, step)
+
+    def _check_finite(self, metrics: dict[str, float], step: _Metrics) -> None:
         """Stop every process together, before the weights are touched.
 
         All processes see the same reduced numbers, so none is left waiting for another.
@@ -116,23 +176,26 @@ class Trainer(SimpleTrainer):
         bad = [f"{name}={value}" for name, value in watched.items() if not math.isfinite(value)]
         if not bad:
             return
-        images = [str(item.get("file_name", item.get("image_id"))) for item in batch]
-        logger.error("images of the batch of process %d: %s", comm.get_rank(), ", ".join(images))
+        images = ", ".join(step.images)
+        logger.error("images of the batch of process %d: %s", comm.get_rank(), images)
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise UserError(
-            f"training stopped at step {self.iter} before the weights were changed, because "
+            f"training stopped at step {step.iter} before the weights were changed, because "
             f"{', '.join(bad[:3])}{more}: lower optimizer.lr, lengthen the warm-up, "
             "or set train.amp.enabled=False"
         )
 
-    def _record(self, metrics: dict[str, float], data_time: float) -> None:
+    def _record(self, metrics: dict[str, float], step: _Metrics) -> None:
         total = sum(value for name, value in metrics.items() if name != "grad_norm")
         # A skipped fp16 step has an infinite norm, which JSON cannot hold.
         kept = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        self.storage.put_scalars(data_time=data_time, total_loss=total, **kept)
+        now, self.storage.iter = self.storage.iter, step.iter
+        self.storage.put_scalars(data_time=step.data_time, total_loss=total, **kept)
+        self.storage.iter = now
 
     def state_dict(self) -> dict[str, Any]:
         """Iteration, optimizer, hooks and, in fp16, the gradient scaler."""
+        self.read_metrics()  # what is not finite must not be saved
         state = super().state_dict()
         if self.grad_scaler is not None:
             state["grad_scaler"] = self.grad_scaler.state_dict()
@@ -143,3 +206,11 @@ class Trainer(SimpleTrainer):
         super().load_state_dict(state_dict)
         if self.grad_scaler is not None and "grad_scaler" in state_dict:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def skips_steps(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer itself leaves out a step when its ``found_inf`` is 1, on its device.
+
+    The protocol of torch's fused optimizers, made for its gradient scaler.
+    """
+    return getattr(optimizer, "_step_supports_amp_scaling", False)

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from detrex_mammo.config import instantiate, instantiate_with
 from detrex_mammo.engine import setup
 from detrex_mammo.engine.checkpointer import RunCheckpointer, load_initial, local_path
+from detrex_mammo.engine.compilation import compile_parts
 from detrex_mammo.engine.console import ConsoleWriter
 from detrex_mammo.engine.evaluation import Evaluation
 from detrex_mammo.engine.hooks import Checkpoints, LearningRate
@@ -59,6 +60,8 @@ def train(
     start_iter = next_step(newest, folder) if resume else 0
     if newest is None and cfg.train.init_checkpoint:
         load_initial(model, cfg.train.init_checkpoint)
+    if cfg.train.get("compile"):
+        compile_parts(model, device)
     data = build_train_data(cfg.dataloader.train, cfg.train.seed, start_iter)
     check_classes(model, dataset_names(cfg.dataloader.train))
     max_iter = FAST_DEV_RUN_STEPS if fast else total_iterations(cfg.train, data.iters_per_epoch)
@@ -96,6 +99,7 @@ def _trainer(cfg: DictConfig, model: nn.Module, data: TrainData, device: str) ->
         amp_dtype=amp_dtype(cfg.train.amp),
         max_norm=clip.params.max_norm if clip.enabled else None,
         norm_type=clip.params.norm_type,
+        log_period=cfg.train.log_period,
     )
     logger.info(
         "%d images, batch %d: %d steps an epoch; %.2f M parameters to train",

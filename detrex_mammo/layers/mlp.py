@@ -21,6 +21,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., input_dim) to (..., output_dim)."""
+        shape = x.shape[:-1]
+        x = x.flatten(0, -2)  # see feed_forward: ReLU in place must not meet a view
         for layer in self.layers[:-1]:
             x = layer(x).relu_()
-        return self.layers[-1](x)
+        return self.layers[-1](x).unflatten(0, shape)

@@ -13,16 +13,6 @@ from torch import Tensor, nn
 from detrex_mammo.ops import ms_deform_attn_fused
 
 
-def offset_normalizer(spatial_shapes: tuple[tuple[int, int], ...], like: Tensor) -> Tensor:
-    """(L, 2) rows (w, h) on the device of ``like``, at least float32.
-
-    The copy to a GPU does not wait for the work queued there.
-    """
-    sizes = [[width, height] for height, width in spatial_shapes]
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    return torch.tensor(sizes, dtype=dtype).to(like.device, non_blocking=True)
-
-
 class MultiScaleDeformableAttention(nn.Module):
     """Each query reads a few points around its reference on every level.
 
@@ -74,7 +64,6 @@ class MultiScaleDeformableAttention(nn.Module):
         value: Tensor,
         spatial_shapes: tuple[tuple[int, int], ...],
         padding_mask: Tensor | None = None,
-        normalizer: Tensor | None = None,
     ) -> Tensor:
         """Attend.
 
@@ -85,18 +74,17 @@ class MultiScaleDeformableAttention(nn.Module):
             value (Tensor): (B, S, C), without position embedding.
             spatial_shapes (tuple[tuple[int, int], ...]): L pairs (h, w).
             padding_mask (BoolTensor, optional): (B, S), True on padding, which then reads as 0.
-            normalizer (Tensor, optional): :func:`offset_normalizer` of the shapes, if the caller
-                has it.
 
         Returns:
             Tensor: (B, Q, C).
         """
         batch, num_queries, _ = query.shape
-        value = self.value_proj(value)
+        tokens = self.value_proj(value.flatten(0, 1))  # not a view, so in place costs no copy
         if padding_mask is not None:
             # After the projection, so that its bias does not leak into the padding.
-            value = value.masked_fill_(padding_mask[..., None], 0)
-        value = value.unflatten(-1, (self.num_heads, -1))
+            tokens = tokens.masked_fill_(padding_mask.flatten()[:, None], 0)
+        head_dim = tokens.shape[1] // self.num_heads
+        value = tokens.view(*value.shape[:2], self.num_heads, head_dim)
         offsets, logits = self._offsets_and_logits(query)
         sampled = (batch, num_queries, self.num_heads, self.num_levels, self.num_points)
         out = ms_deform_attn_fused(

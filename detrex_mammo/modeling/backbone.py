@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from detrex_mammo.errors import UserError
 from detrex_mammo.layers import group_norm
+from detrex_mammo.modeling.folding import fold_fixed_norms
 
 # depth: (block, blocks in res2 .. res5). 10, 14 and 26 are timm's small ones.
 RESNET_DEPTHS: dict[int, tuple[type, tuple[int, int, int, int]]] = {
@@ -59,7 +60,8 @@ def build_resnet(
             ``res2_out_channels`` (a quarter in all) when None.
 
     Returns:
-        ResNet: detectron2's class, with its names.
+        ResNet: detectron2's class, with its names; norms that do not change are folded into the
+        convolutions (:func:`fold_fixed_norms`).
 
     Raises:
         UserError: depth, freeze_at, out_features or dc5 is not possible.
@@ -83,7 +85,8 @@ def build_resnet(
         stages.append(ResNet.make_stage(block, count, **kwargs))
         in_channels, out_channels = out_channels, out_channels * 2
     stem = BasicStem(in_channels=3, out_channels=stem_out_channels, norm=norm)
-    return ResNet(stem, stages, out_features=list(out_features), freeze_at=freeze_at)
+    resnet = ResNet(stem, stages, out_features=list(out_features), freeze_at=freeze_at)
+    return fold_fixed_norms(resnet)
 
 
 def _check_resnet(depth, out_features, freeze_at, dc5, num_groups) -> None:
@@ -156,7 +159,7 @@ class TimmBackbone(Backbone):
         outputs = {}
         for name, feature in zip(self._out_features, features):
             if self.is_channels_last:
-                feature = feature.permute(0, 3, 1, 2).contiguous()
+                feature = feature.permute(0, 3, 1, 2)
             if self.padding_multiple > 1:
                 stride = self._out_feature_strides[name]
                 feature = feature[..., : -(-height // stride), : -(-width // stride)]

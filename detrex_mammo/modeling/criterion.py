@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from detrex_mammo.layers import at_least_float32
+from detrex_mammo.modeling.batching import to_device
 from detrex_mammo.modeling.losses import giou_loss, l1_loss, sigmoid_focal_loss
 from detrex_mammo.modeling.matcher import HungarianMatcher, Matching
 
@@ -124,7 +125,7 @@ def flat_indices(matching: Matching, targets, device: torch.device) -> tuple[Ten
         columns.append(np.stack((np.full_like(queries, image), queries, chosen + start)))
         start += len(targets[image]["labels"])
     indices = torch.from_numpy(np.concatenate(columns, axis=1))
-    return indices.to(device, non_blocking=True).unbind(0)
+    return to_device(indices, device).unbind(0)
 
 
 def global_num_boxes(count: int, device: torch.device) -> Tensor | float:
@@ -139,6 +140,6 @@ def global_num_boxes(count: int, device: torch.device) -> Tensor | float:
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return max(float(count), 1.0)
-    total = torch.tensor(float(count)).to(device, non_blocking=True)
+    total = torch.full((), float(count), device=device)
     torch.distributed.all_reduce(total)
     return (total / torch.distributed.get_world_size()).clamp(min=1)

@@ -7,7 +7,7 @@ B batch, Q queries, S = sum of h*w over levels, C channels, L levels, K classes.
 import torch
 from torch import Tensor, nn
 
-from detrex_mammo.layers import MultiScaleDeformableAttention
+from detrex_mammo.layers import Dropout, MultiScaleDeformableAttention, feed_forward
 from detrex_mammo.modeling.heads import Predictor
 
 
@@ -46,7 +46,7 @@ class DeformableDecoderLayer(nn.Module):
         self.linear1 = nn.Linear(embed_dim, feedforward_dim)
         self.linear2 = nn.Linear(feedforward_dim, embed_dim)
         self.norm3 = nn.LayerNorm(embed_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,
@@ -63,7 +63,7 @@ class DeformableDecoderLayer(nn.Module):
             query_pos (Tensor): (B, Q, C), their position embedding.
             reference_points (Tensor): (B, Q, L, 2 or 4), in [0, 1] of the padded feature maps.
             memory (Tensor): (B, S, C), output of the encoder.
-            **attention: spatial_shapes, padding_mask and normalizer of
+            **attention: spatial_shapes and padding_mask of
                 :class:`MultiScaleDeformableAttention`.
 
         Returns:
@@ -74,7 +74,7 @@ class DeformableDecoderLayer(nn.Module):
         tgt = self.norm2(tgt + self.dropout(attended))
         attended = self.cross_attn(tgt + query_pos, reference_points, memory, **attention)
         tgt = self.norm1(tgt + self.dropout(attended))
-        hidden = self.linear2(self.dropout(self.linear1(tgt).relu_()))
+        hidden = feed_forward(tgt, self.linear1, self.linear2, self.dropout)
         return self.norm3(tgt + self.dropout(hidden))
 
 
@@ -115,7 +115,7 @@ class DeformableDecoder(nn.Module):
             valid_ratios (Tensor): (B or 1, L, 2) as (w, h), unpadded share of each level.
             predictor (Predictor): the heads.
             all_layers (bool): predict from every layer, not only from the last.
-            **attention: spatial_shapes, padding_mask and normalizer.
+            **attention: spatial_shapes and padding_mask.
 
         Returns:
             list[dict[str, Tensor]]: a prediction for each layer, or one: ``pred_logits``

@@ -14,7 +14,12 @@ from torch import Tensor, nn
 
 from detrex_mammo.errors import UserError
 from detrex_mammo.layers import box_xyxy_to_cxcywh
-from detrex_mammo.modeling.batching import pad_and_stack, resize_padding_mask
+from detrex_mammo.modeling.batching import (
+    convolutions_to_channels_last,
+    pad_and_stack,
+    resize_padding_mask,
+    to_device,
+)
 from detrex_mammo.modeling.criterion import SetCriterion
 from detrex_mammo.modeling.heads import Predictor, build_heads
 from detrex_mammo.modeling.neck import InputProjection
@@ -87,6 +92,8 @@ class DeformableDETR(nn.Module):
             embed_dim, num_classes, transformer.num_decoder_layers, with_box_refine, two_stage
         )
         self.criterion = criterion
+        convolutions_to_channels_last(self.backbone)
+        convolutions_to_channels_last(self.input_proj)
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             buffer = torch.tensor([float(v) for v in values]).view(-1, 1, 1)
             self.register_buffer(name, buffer, persistent=False)
@@ -132,6 +139,13 @@ class DeformableDETR(nn.Module):
             )
         return [shapes[name].channels for name in self.in_features]
 
+    def parts_to_compile(self) -> list[nn.Module]:
+        """What gains from torch.compile: the layers of encoder and decoder.
+
+        The layers of each share one compilation. The backbone's convolutions would gain nothing.
+        """
+        return [*self.transformer.encoder.layers, *self.transformer.decoder.layers]
+
     @property
     def device(self) -> torch.device:
         """Where the model is, and where it takes its inputs to."""
@@ -169,7 +183,7 @@ class DeformableDETR(nn.Module):
 
     def normalize(self, image: Tensor) -> Tensor:
         """(3, h, w) in [0, 255] to zero mean and unit deviation, on the model's device."""
-        image = image.to(self.device, self.pixel_mean.dtype, non_blocking=True)
+        image = to_device(image, self.device).to(self.pixel_mean.dtype)
         return (image - self.pixel_mean) / self.pixel_std
 
     def predict(
@@ -208,12 +222,14 @@ class DeformableDETR(nn.Module):
                 )
             instances: Instances = inputs["instances"]
             height, width = inputs["image"].shape[-2:]
-            boxes = instances.gt_boxes.tensor.to(self.device, torch.float32, non_blocking=True)
+            boxes = instances.gt_boxes.tensor.float()
             scale = torch.tensor([width, height, width, height], dtype=torch.float32)
-            boxes = box_xyxy_to_cxcywh(boxes) / scale.to(self.device, non_blocking=True)
+            boxes = box_xyxy_to_cxcywh(boxes) / to_device(scale, boxes.device)
             self._check_labels(instances.gt_classes)
-            labels = instances.gt_classes.to(self.device, torch.int64, non_blocking=True)
-            targets.append({"labels": labels, "boxes": boxes})
+            labels = instances.gt_classes.long()
+            targets.append(
+                {"labels": to_device(labels, self.device), "boxes": to_device(boxes, self.device)}
+            )
         return targets
 
     def _check_labels(self, classes: Tensor) -> None:

@@ -4,10 +4,13 @@
 B batch, S = sum of h*w over levels, C channels, L levels.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from detrex_mammo.layers import MultiScaleDeformableAttention
+from detrex_mammo.layers import Dropout, MultiScaleDeformableAttention, feed_forward
 
 
 class DeformableEncoderLayer(nn.Module):
@@ -37,7 +40,7 @@ class DeformableEncoderLayer(nn.Module):
         self.linear1 = nn.Linear(embed_dim, feedforward_dim)
         self.linear2 = nn.Linear(feedforward_dim, embed_dim)
         self.norm2 = nn.LayerNorm(embed_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, src: Tensor, pos: Tensor, reference_points: Tensor, **attention) -> Tensor:
         """Refine all tokens.
@@ -46,7 +49,7 @@ class DeformableEncoderLayer(nn.Module):
             src (Tensor): (B, S, C).
             pos (Tensor): (B or 1, S, C), position and level embedding.
             reference_points (Tensor): (B or 1, S, L, 2) as (x, y) of the padded feature maps.
-            **attention: spatial_shapes, padding_mask and normalizer of
+            **attention: spatial_shapes and padding_mask of
                 :class:`MultiScaleDeformableAttention`.
 
         Returns:
@@ -54,7 +57,7 @@ class DeformableEncoderLayer(nn.Module):
         """
         attended = self.self_attn(src + pos, reference_points, src, **attention)
         src = self.norm1(src + self.dropout(attended))
-        hidden = self.linear2(self.dropout(self.linear1(src).relu_()))
+        hidden = feed_forward(src, self.linear1, self.linear2, self.dropout)
         return self.norm2(src + self.dropout(hidden))
 
 
@@ -63,18 +66,23 @@ class DeformableEncoder(nn.Module):
 
     Args:
         num_layers (int): depth; 0 hands the tokens on as they are.
+        checkpointing (bool): in training keep only what goes into a layer, and compute the layer
+            again for its backward pass: less memory for one more forward pass of the encoder.
         **layer: arguments of the layer.
     """
 
-    def __init__(self, num_layers: int, **layer):
+    def __init__(self, num_layers: int, checkpointing: bool = False, **layer):
         super().__init__()
+        self.checkpointing = checkpointing
         self.layers = nn.ModuleList(DeformableEncoderLayer(**layer) for _ in range(num_layers))
 
     def forward(self, src: Tensor, pos: Tensor, valid_ratios: Tensor, **attention) -> Tensor:
         """(B, S, C) to (B, S, C); ``valid_ratios`` is (B or 1, L, 2) as (w, h)."""
         reference_points = encoder_reference_points(attention["spatial_shapes"], valid_ratios)
+        is_kept = not (self.checkpointing and self.training and torch.is_grad_enabled())
         for layer in self.layers:
-            src = layer(src, pos, reference_points, **attention)
+            run = layer if is_kept else partial(checkpoint, layer, use_reentrant=False)
+            src = run(src, pos, reference_points, **attention)
         return src
 
 

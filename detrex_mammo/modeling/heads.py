@@ -6,11 +6,19 @@ B batch, Q queries, C channels, K classes (background is not one).
 
 import copy
 import math
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detrex_mammo.layers import MLP, at_least_float32, inverse_sigmoid
+from detrex_mammo.layers import (
+    MLP,
+    at_least_float32,
+    in_own_precision,
+    inverse_sigmoid,
+    without_autocast,
+)
 
 
 def build_heads(
@@ -53,6 +61,8 @@ def build_heads(
 class Predictor:
     """What the decoder asks for predictions: the heads, borrowed from the detector.
 
+    Heads are left out of autocast: with the 8 bits of bfloat16 scores tie and boxes jump.
+
     Args:
         class_embed (nn.ModuleList): class heads, see :func:`build_heads`.
         bbox_embed (nn.ModuleList): box heads.
@@ -74,11 +84,19 @@ class Predictor:
 
     def logits(self, layer: int, hidden: Tensor) -> Tensor:
         """(B, Q, C) to class logits (B, Q, K); layer -1 is the proposal head."""
-        return self.class_embed[layer if self.with_box_refine else 0](hidden)
+        head = self.class_embed[layer if self.with_box_refine else 0]
+        return in_own_precision(head, hidden)
+
+    def proposal_scores(self, tokens: Tensor) -> Tensor:
+        """(B, S, C) to channel 0 of the proposal head's logits alone, (B, S)."""
+        head = self.class_embed[-1]
+        first = partial(F.linear, weight=head.weight[:1], bias=head.bias[:1])
+        return without_autocast(first, tokens, head.weight.dtype)[..., 0]
 
     def box_deltas(self, layer: int, hidden: Tensor) -> Tensor:
         """(B, Q, C) to (B, Q, 4), cxcywh in logit space, at least float32."""
-        return at_least_float32(self.bbox_embed[layer if self.with_box_refine else 0](hidden))
+        head = self.bbox_embed[layer if self.with_box_refine else 0]
+        return at_least_float32(in_own_precision(head, hidden))
 
     def boxes(self, layer: int, hidden: Tensor, reference_points: Tensor) -> Tensor:
         """Boxes of one decoder layer.

@@ -11,6 +11,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from detrex_mammo.layers import at_least_float32, box_cxcywh_to_xyxy
+from detrex_mammo.modeling.batching import to_device
 
 
 def select_detections(
@@ -43,7 +44,7 @@ def select_detections(
     results = []
     for index, (height, width) in enumerate(image_sizes):
         scale = torch.tensor([width, height, width, height], dtype=boxes.dtype)
-        image_boxes = Boxes(boxes[index] * scale.to(boxes.device, non_blocking=True))
+        image_boxes = Boxes(boxes[index] * to_device(scale, boxes.device))
         if clip_boxes:
             image_boxes.clip((height, width))
         result = Instances((height, width))

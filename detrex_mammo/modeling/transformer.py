@@ -15,7 +15,7 @@ from detrex_mammo.layers import (
     MultiScaleDeformableAttention,
     SinePositionEmbedding,
     box_sine_embedding,
-    offset_normalizer,
+    in_own_precision,
 )
 from detrex_mammo.modeling.decoder import DeformableDecoder
 from detrex_mammo.modeling.encoder import DeformableEncoder
@@ -39,6 +39,8 @@ class DeformableTransformer(nn.Module):
         two_stage (bool): queries come from the encoder's best proposals.
         num_queries (int): Q, the number of proposals kept; not used unless ``two_stage``.
         temperature (float): of the position embedding.
+        encoder_checkpointing (bool): compute each encoder layer again in the backward pass instead
+            of keeping its activations; same numbers, less memory, about a fifth more time.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class DeformableTransformer(nn.Module):
         two_stage: bool = False,
         num_queries: int = 300,
         temperature: float = 10000.0,
+        encoder_checkpointing: bool = False,
     ):
         super().__init__()
         if num_decoder_layers < 1:
@@ -75,7 +78,9 @@ class DeformableTransformer(nn.Module):
             "num_levels": num_feature_levels,
             "num_heads": num_heads,
         }
-        self.encoder = DeformableEncoder(num_encoder_layers, num_points=num_encoder_points, **layer)
+        self.encoder = DeformableEncoder(
+            num_encoder_layers, encoder_checkpointing, num_points=num_encoder_points, **layer
+        )
         self.decoder = DeformableDecoder(num_decoder_layers, num_points=num_decoder_points, **layer)
         self.level_embed = nn.Parameter(torch.empty(num_feature_levels, embed_dim))
         if two_stage:
@@ -133,7 +138,6 @@ class DeformableTransformer(nn.Module):
         src = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
         pos = self._position(levels, padding_masks)
         valid_ratios = self._valid_ratios(padding_masks, pos)
-        attention["normalizer"] = offset_normalizer(attention["spatial_shapes"], pos)
         attention["padding_mask"] = None
         if padding_masks is not None:
             attention["padding_mask"] = torch.cat([m.flatten(1) for m in padding_masks], dim=1)
@@ -146,7 +150,8 @@ class DeformableTransformer(nn.Module):
             )
         else:
             query_pos, tgt = query_embed.expand(len(src), -1, -1).split(self.embed_dim, dim=-1)
-            references = self.reference_points(query_pos).to(pos.dtype).sigmoid()
+            references = in_own_precision(self.reference_points, query_pos)
+            references = references.to(pos.dtype).sigmoid()
         outputs = self.decoder(
             tgt, query_pos, references, memory, valid_ratios, predictor, all_outputs, **attention
         )

@@ -73,9 +73,7 @@ def select_proposals(
 
     Args and first result as :func:`score_proposals`.
     """
-    head = predictor.class_embed[-1]
-    scores = torch.nn.functional.linear(tokens, head.weight[:1], head.bias[:1])[..., 0]
-    best = _best(scores, num_queries)
+    best = _best(predictor.proposal_scores(tokens), num_queries)
     selected = tokens.gather(1, best.expand(-1, -1, tokens.shape[-1]))
     deltas = predictor.box_deltas(-1, selected)
     chosen = proposals.expand(len(tokens), -1, -1).gather(1, best.expand(-1, -1, 4))

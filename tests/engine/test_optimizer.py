@@ -1,13 +1,16 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
-"""Learning-rate groups from rules."""
+"""Learning-rate groups from rules; states between implementations and memory formats."""
 
+import copy
+import itertools
 import logging
 
 import pytest
 import torch
 from torch import nn
 
-from detrex_mammo.engine.optimizer import param_groups
+from detrex_mammo.config import get_config, instantiate_with
+from detrex_mammo.engine.optimizer import keep_implementation, param_groups
 from detrex_mammo.errors import UserError
 
 
@@ -68,3 +71,49 @@ def test_rule_of_another_form_is_refused(rule: dict) -> None:
 def test_frozen_model_is_refused() -> None:
     with pytest.raises(UserError, match="no trainable parameter"):
         param_groups(model().requires_grad_(False), 1.0)
+
+
+def test_shipped_adamw_is_fused() -> None:
+    node = get_config("configs/common/optim.py").AdamW
+    groups = instantiate_with(node.params, "optimizer.params", model=model())
+    assert instantiate_with(node, "optimizer", params=groups).param_groups[0]["fused"] is True
+
+
+def convolution(memory_format: torch.memory_format) -> nn.Conv2d:
+    torch.manual_seed(0)
+    return nn.Conv2d(3, 4, 3).to(memory_format=memory_format)
+
+
+def steps(conv: nn.Conv2d, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
+    for number in range(first, last):
+        optimizer.zero_grad()
+        x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(number))
+        conv(x).square().mean().backward()
+        optimizer.step()
+
+
+FORMS = list(itertools.product([False, True], [torch.contiguous_format, torch.channels_last]))
+
+
+@pytest.mark.parametrize("before", FORMS)
+@pytest.mark.parametrize("after", FORMS)
+def test_a_run_goes_on_in_another_implementation_and_memory_format(before, after) -> None:
+    """Two steps, the state carried over, two more: as four steps without a break.
+
+    Fused steps go through memory in its order, so a state in another order would be added to the
+    wrong weights; and the run's own ``fused`` must survive the one in the state.
+    """
+    whole = convolution(torch.contiguous_format)
+    steps(whole, torch.optim.AdamW(whole.parameters(), lr=0.1), 0, 4)
+    first = convolution(before[1])
+    optimizer = torch.optim.AdamW(first.parameters(), lr=0.1, fused=before[0])
+    steps(first, optimizer, 0, 2)
+    second = convolution(after[1])
+    second.load_state_dict(first.state_dict())
+    resumed = torch.optim.AdamW(second.parameters(), lr=0.1, fused=after[0])
+    keep_implementation(resumed)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert resumed.param_groups[0]["fused"] is after[0]
+    steps(second, resumed, 2, 4)
+    torch.testing.assert_close(second.weight, whole.weight, rtol=0, atol=1e-6)
+    assert not torch.allclose(first.weight, second.weight, atol=1e-2)

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from detectron2.utils.events import EventStorage
 from torch import nn
 
 from detrex_mammo.engine.hooks import LearningRate
@@ -21,15 +22,36 @@ def batches() -> itertools.cycle:
     return itertools.cycle([items[:2], items[2:4], items[4:]])
 
 
-def make(model: nn.Module, **settings) -> Trainer:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+def make(model: nn.Module, fused: bool = False, **settings) -> Trainer:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=fused)
     return Trainer(model, batches(), optimizer, **settings)
 
 
-def test_steps_equal_plain_torch_with_clipping() -> None:
+class NoDevice:
+    """Stands for the event that tells when a GPU has sent the metrics."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def record(self) -> None:
+        self.calls.append("record")
+
+    def synchronize(self) -> None:
+        self.calls.append("synchronize")
+
+
+def make_late(model: nn.Module, **settings) -> Trainer:
+    """A trainer that puts off reading its metrics, as it does on a GPU."""
+    trainer = make(model, fused=True, **settings)
+    trainer.copied = NoDevice()
+    return trainer
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_steps_equal_plain_torch_with_clipping(fused: bool) -> None:
     model = TinyDetector()
     by_hand = copy.deepcopy(model)
-    make(model, max_norm=0.1).train(0, 3)
+    make(model, fused, max_norm=0.1).train(0, 3)
     optimizer = torch.optim.AdamW(by_hand.parameters(), lr=1e-2)
     for batch in itertools.islice(batches(), 3):
         optimizer.zero_grad()
@@ -50,16 +72,56 @@ def test_metrics_of_a_step_are_recorded() -> None:
     assert latest["total_loss"] == pytest.approx(latest["loss_bbox"] + latest["loss_class"])
 
 
-def test_nan_loss_stops_before_the_weights_change() -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_nan_loss_stops_before_the_weights_change(fused: bool) -> None:
     model = TinyDetector(nan_at=2)
     two_steps = copy.deepcopy(model)
-    trainer = make(model)
+    trainer = make(model, fused)
     with pytest.raises(UserError, match=r"stopped at step 2 .* loss_bbox=nan, loss_class=nan"):
         trainer.train(0, 5)
-    make(two_steps).train(0, 2)
+    make(two_steps, fused).train(0, 2)
     assert trainer.iter == 2
     for one, other in zip(model.parameters(), two_steps.parameters()):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("amp_dtype", [None, torch.float16])
+def test_late_reading_stops_a_step_later_with_the_same_weights(amp_dtype) -> None:
+    """The optimizer has left out the step with the NaN by itself, and the next one never comes."""
+    model = TinyDetector(nan_at=2)
+    two_steps = copy.deepcopy(model)
+    trainer = make_late(model, amp_dtype=amp_dtype)
+    with pytest.raises(UserError, match=r"stopped at step 2 .* loss_bbox=nan, loss_class=nan"):
+        trainer.train(0, 5)
+    assert trainer.iter == 3
+    make(two_steps, fused=True, amp_dtype=amp_dtype).train(0, 2)
+    for one, other in zip(model.parameters(), two_steps.parameters()):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_late_reading_records_every_step_under_its_own_number() -> None:
+    """And waits for the device only where the last step's numbers are needed at once."""
+    torch.manual_seed(0)
+    model = TinyDetector()
+    prompt, late = make(copy.deepcopy(model), fused=True), make_late(model, log_period=2)
+    prompt.train(0, 5)
+    late.train(0, 5)
+    for name in ("total_loss", "grad_norm", "loss_bbox"):
+        expected = prompt.storage.history(name).values()
+        assert late.storage.history(name).values() == expected
+        assert [step for _, step in expected] == [0, 1, 2, 3, 4]
+    step = ["record", "synchronize"]
+    assert late.copied.calls == step * 5 and late.unread is None
+
+
+def test_late_nan_is_not_saved() -> None:
+    """The state of a trainer is read only after its last step has been found finite."""
+    trainer = make_late(TinyDetector(nan_at=0))
+    trainer.iter, trainer.max_iter = 0, 9
+    with EventStorage() as trainer.storage:
+        trainer.run_step()
+        with pytest.raises(UserError, match="step 0"):
+            trainer.state_dict()
 
 
 def test_infinite_gradient_of_a_finite_loss_stops_too() -> None:

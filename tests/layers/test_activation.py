@@ -5,7 +5,7 @@ import math
 
 import torch
 
-from detrex_mammo.layers import at_least_float32, inverse_sigmoid
+from detrex_mammo.layers import at_least_float32, in_own_precision, inverse_sigmoid
 
 
 def test_inverse_sigmoid_undoes_sigmoid():
@@ -28,3 +28,18 @@ def test_at_least_float32():
     assert at_least_float32(torch.zeros(1, dtype=torch.float16)).dtype == torch.float32
     double = torch.zeros(1, dtype=torch.float64)
     assert at_least_float32(double) is double
+
+
+def test_in_own_precision_leaves_autocast_out():
+    """float32 to the last bit inside a bfloat16 autocast, and nothing new without or on meta."""
+    linear, x = torch.nn.Linear(4, 3), torch.randn(2, 4)
+    expected = linear(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(x).dtype == torch.bfloat16
+        assert torch.equal(in_own_precision(linear, x), expected)
+        assert in_own_precision(linear, x.bfloat16()).dtype == torch.float32
+    assert torch.equal(in_own_precision(linear, x), expected)
+    assert in_own_precision(linear.to("meta"), x.to("meta")).device.type == "meta"
+    half = torch.nn.Linear(4, 3).bfloat16()  # a model that is itself in half precision stays so
+    with torch.autocast("cpu", torch.bfloat16):
+        assert in_own_precision(half, x.bfloat16()).dtype == torch.bfloat16

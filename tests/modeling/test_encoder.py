@@ -1,9 +1,11 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
-"""Reference points of the encoder, by hand."""
+"""Reference points of the encoder, by hand; layers computed again instead of kept."""
 
+import pytest
 import torch
 
-from detrex_mammo.modeling.encoder import encoder_reference_points
+from detrex_mammo.modeling.encoder import DeformableEncoder, encoder_reference_points
+from tests.modeling.tiny_detector import make_inputs, perturb, tiny_detector
 
 
 def test_reference_points_by_hand():
@@ -18,3 +20,68 @@ def test_reference_points_by_hand():
     torch.testing.assert_close(points[0, 1], torch.tensor([[0.375, 0.25], [0.5, 0.25]]))
     # Cell (0, 1) of the second level: 3/4 of the image in x, half in y
     torch.testing.assert_close(points[0, 9], torch.tensor([[0.5625, 0.5], [0.75, 0.5]]))
+
+
+def step(detector, autocast=False):
+    """Losses, gradients, and how often an encoder layer ran; inputs and dropout from one seed."""
+    runs = []
+    attention = detector.transformer.encoder.layers[0].self_attn
+    hook = attention.register_forward_hook(lambda *_: runs.append(1))
+    torch.manual_seed(7)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        losses = detector(make_inputs())
+    sum(losses.values()).backward()
+    hook.remove()
+    gradients = {name: p.grad.clone() for name, p in detector.named_parameters()}
+    detector.zero_grad()
+    return {name: loss.detach() for name, loss in losses.items()}, gradients, len(runs)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_checkpointing_changes_no_number(autocast):
+    """Losses and gradients to the last bit, dropout included; each layer runs twice."""
+    detector = perturb(tiny_detector(with_box_refine=True, two_stage=True))
+    assert detector.transformer.encoder.layers[0].dropout.p > 0
+    expected = step(detector, autocast)
+    detector.transformer.encoder.checkpointing = True
+    found = step(detector, autocast)
+    assert (expected[2], found[2]) == (1, 2)
+    torch.testing.assert_close(found[:2], expected[:2], rtol=0, atol=0)
+
+
+def test_checkpointing_is_for_training_only():
+    detector = tiny_detector(encoder_checkpointing=True).eval()
+    runs = []
+    detector.transformer.encoder.layers[0].register_forward_hook(lambda *_: runs.append(1))
+    detector(make_inputs())
+    assert len(runs) == 1 and detector.transformer.encoder.checkpointing
+
+
+def test_checkpointing_keeps_less():
+    """Bytes that autograd holds between the passes, each storage once: a third and less.
+
+    A layer keeps its input alone, instead of that, the value, the weights' and offsets' projection,
+    three sums and norms, and the hidden tokens of the feed-forward network.
+    """
+    shapes = ((8, 12), (4, 6))
+    src, pos = torch.randn(2, 1, 120, 32)
+    kept = {}
+    for checkpointing in (False, True):
+        encoder = DeformableEncoder(
+            3, checkpointing, embed_dim=32, feedforward_dim=128, dropout=0.1, num_levels=2,
+            num_heads=4, num_points=4,
+        )  # fmt: skip
+        weights = {p.untyped_storage().data_ptr() for p in encoder.parameters()}
+        saved = {}
+
+        def keep(tensor, weights=weights, saved=saved):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                saved[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            out = encoder(src, pos, torch.ones(1, 2, 2), spatial_shapes=shapes)
+        # Outputs of layers are inputs of layers, which a checkpoint holds in its own way.
+        kept[checkpointing] = sum(saved.values()) + checkpointing * 3 * out.nbytes
+    assert kept[True] < kept[False] / 3

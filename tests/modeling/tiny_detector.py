@@ -21,8 +21,9 @@ def tiny_detector(two_stage=False, with_box_refine=False, backbone=None, **setti
     num_classes = settings.pop("num_classes", 3)
     criterion = settings.pop("criterion", SetCriterion(num_classes, HungarianMatcher()))
     transformer = DeformableTransformer(
-        num_heads=4, num_encoder_layers=1, num_decoder_layers=2, feedforward_dim=24, **common
-    )
+        num_heads=4, num_encoder_layers=1, num_decoder_layers=2, feedforward_dim=24, **common,
+        encoder_checkpointing=settings.pop("encoder_checkpointing", False),
+    )  # fmt: skip
     if backbone is None:
         backbone = build_resnet(
             10, features, freeze_at=0, norm="GN", stem_out_channels=8, res2_out_channels=8

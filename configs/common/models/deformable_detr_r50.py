@@ -35,6 +35,7 @@ model = L(DeformableDETR)(
         num_decoder_points=4,
         two_stage="${..two_stage}",
         num_queries="${..num_queries}",
+        encoder_checkpointing=False,  # True: less memory for more time
     ),
     criterion=L(SetCriterion)(
         num_classes="${..num_classes}",
