@@ -16,6 +16,7 @@ from detrex_mammo.layers.boxes import (
     elementwise_generalized_box_iou,
     generalized_box_iou,
 )
+from detrex_mammo.layers.chunks import in_chunks
 from detrex_mammo.layers.dropout import Dropout
 from detrex_mammo.layers.feed_forward import feed_forward
 from detrex_mammo.layers.mlp import MLP
@@ -43,6 +44,7 @@ __all__ = [
     "feed_forward",
     "generalized_box_iou",
     "group_norm",
+    "in_chunks",
     "in_own_precision",
     "inverse_sigmoid",
     "sine_embedding",

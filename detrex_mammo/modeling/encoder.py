@@ -10,7 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from detrex_mammo.layers import Dropout, MultiScaleDeformableAttention, feed_forward
+from detrex_mammo.layers import (
+    Dropout,
+    MultiScaleDeformableAttention,
+    feed_forward,
+    in_chunks,
+)
 
 
 class DeformableEncoderLayer(nn.Module):
@@ -56,6 +61,10 @@ class DeformableEncoderLayer(nn.Module):
             Tensor: (B, S, C).
         """
         attended = self.self_attn(src + pos, reference_points, src, **attention)
+        return in_chunks(self._refine, src, attended)
+
+    def _refine(self, src: Tensor, attended: Tensor) -> Tensor:
+        """What follows the attention, token by token; (..., C) each."""
         src = self.norm1(src + self.dropout(attended))
         hidden = feed_forward(src, self.linear1, self.linear2, self.dropout)
         return self.norm2(src + self.dropout(hidden))

@@ -4,7 +4,12 @@
 import pytest
 import torch
 
-from detrex_mammo.modeling.encoder import DeformableEncoder, encoder_reference_points
+from detrex_mammo.layers import chunks
+from detrex_mammo.modeling.encoder import (
+    DeformableEncoder,
+    DeformableEncoderLayer,
+    encoder_reference_points,
+)
 from tests.modeling.tiny_detector import make_inputs, perturb, tiny_detector
 
 
@@ -85,3 +90,16 @@ def test_checkpointing_keeps_less():
         # Outputs of layers are inputs of layers, which a checkpoint holds in its own way.
         kept[checkpointing] = sum(saved.values()) + checkpointing * 3 * out.nbytes
     assert kept[True] < kept[False] / 3
+
+
+def test_inference_in_pieces_is_the_whole(monkeypatch):
+    """Pieces of 7 of 2 x 23 tokens: the last is short, one holds tokens of both images."""
+    layer = DeformableEncoderLayer(16, 24, 0.1, num_levels=2, num_heads=2, num_points=2).eval()
+    src, pos = torch.randn(2, 23, 16), torch.randn(2, 23, 16)
+    arguments = (src, pos, torch.rand(2, 23, 2, 2))
+    attention = {"spatial_shapes": ((3, 5), (2, 4))}
+    expected = layer(*arguments, **attention)
+    monkeypatch.setattr(chunks, "TOKENS_PER_CHUNK", 7)
+    with torch.no_grad():
+        found = layer(*arguments, **attention)
+    torch.testing.assert_close(found, expected.detach(), rtol=0, atol=1e-6)
