@@ -149,6 +149,8 @@ class _Call:
         if reference_points is not None:
             self.references = reference_points.float().contiguous()
         self.is_empty = value.numel() == 0 or places.numel() == 0
+        reads = 4 * self.queries * self.levels * self.points  # of a head's rows
+        self.gathers = reads >= MIN_READS_TO_GATHER * self.tokens
 
     def forward(self) -> Tensor:
         shape = self.batch, self.queries, self.heads * self.head_dim
@@ -157,27 +159,25 @@ class _Call:
         output = self.value.new_empty(shape)
         threads = self._threads()
         chunks = -(-threads // (self.batch * self.heads))
-        problem = self._problem(output=output, query_chunks=chunks, num_threads=threads)
-        _run(self._kernel(), "ms_deform_attn_forward", problem, self.batch * self.heads * chunks)
+        problem = self._problem(output=output, query_chunks=chunks)
+        num_tasks = self.batch * self.heads * chunks
+        _run(self._kernel(), "ms_deform_attn_forward", problem, num_tasks, threads)
         return output.to(self.inputs[0].dtype)
 
     def backward(self, grad_output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        value, places, attention = self.inputs
+        if self.is_empty:
+            return tuple(torch.zeros_like(tensor) for tensor in self.inputs)
+        _, places, attention = self.inputs
         gradients = (
-            torch.zeros_like(self.value),
+            torch.empty_like(self.value) if self.gathers else torch.zeros_like(self.value),
             self.value.new_empty(places.shape),
             self.value.new_empty(attention.shape),
         )
-        if self.is_empty:
-            gradients = tuple(gradient.zero_() for gradient in gradients)
-        else:
-            names = ("grad_value", "grad_places", "grad_attention")
-            problem = self._problem(
-                grad_output=grad_output.float().contiguous(),
-                num_threads=self._threads(),
-                **dict(zip(names, gradients)),
-            )
-            _run(self._kernel(), "ms_deform_attn_backward", problem, self.batch * self.heads)
+        names = ("grad_value", "grad_places", "grad_attention")
+        grad_output = grad_output.float().contiguous()
+        problem = self._problem(grad_output=grad_output, **dict(zip(names, gradients)))
+        num_tasks = self.batch * self.heads
+        _run(self._kernel(), "ms_deform_attn_backward", problem, num_tasks, self._threads())
         return tuple(g.to(tensor.dtype) for g, tensor in zip(gradients, self.inputs))
 
     def _rows(self, tensor: Tensor) -> Tensor:
@@ -197,7 +197,6 @@ class _Call:
 
     def _problem(self, **fields) -> _Problem:
         self.fields = fields  # kept alive while the kernel runs
-        reads = 4 * self.queries * self.levels * self.points
         problem = _Problem(
             batch=self.batch,
             tokens=self.tokens,
@@ -205,7 +204,7 @@ class _Call:
             heads=self.heads,
             places_query_stride=self.places.stride(0),
             attention_query_stride=self.attention.stride(0),
-            gather=reads >= MIN_READS_TO_GATHER * self.tokens,
+            gather=self.gathers,
         )
         tensors = {"value": self.value, "shapes": self.shapes}
         tensors |= {"places": self.places, "attention": self.attention}
@@ -219,15 +218,16 @@ class _Call:
         return problem
 
 
-def _run(library: ctypes.CDLL, name: str, problem: _Problem, num_tasks: int) -> None:
+def _run(library: ctypes.CDLL, name: str, problem: _Problem, num_tasks: int, threads: int) -> None:
     """All tasks: by OpenMP if the library has it, else by threads (ctypes releases the GIL)."""
+    has_openmp = library.ms_deform_attn_has_openmp()
+    problem.num_threads = threads if has_openmp else 1
     call = partial(library[name], ctypes.byref(problem))
-    threads = min(problem.num_threads, num_tasks)
-    if threads == 1 or library.ms_deform_attn_has_openmp():
+    num_workers = 1 if has_openmp else min(threads, num_tasks)
+    if num_workers == 1:
         call(0, num_tasks)
         return
-    problem.num_threads = 1
-    bounds = [num_tasks * i // threads for i in range(threads + 1)]
+    bounds = [num_tasks * i // num_workers for i in range(num_workers + 1)]
     workers = [threading.Thread(target=call, args=pair) for pair in zip(bounds, bounds[1:])]
     for worker in workers:
         worker.start()

@@ -59,7 +59,7 @@ typedef struct {
     const float *attention;    // (B, Q, M, K) weights or logits
     const float *grad_output;  // (B, Q, M, D)
     float *output;             // (B, Q, M, D)
-    float *grad_value;         // (B, S, M, D), zero at the start
+    float *grad_value;         // (B, S, M, D); zero at the start of a backward without gather
     float *grad_places;        // (B, Q, M, K, 2)
     float *grad_attention;     // (B, Q, M, K)
     int64_t batch, tokens, queries, heads;
@@ -399,6 +399,9 @@ void ms_deform_attn_backward(const Problem *p, int64_t first, int64_t last) {
                 p->grad_value + head.image * p->tokens * p->heads * D + head.head * D;
             float *grad_value = grad_buffer ? grad_buffer : grad_head;
             if (grad_buffer) memset(grad_buffer, 0, (size_t)(p->tokens * D * size));
+            for (int64_t s = 0; p->gather && !grad_buffer && s < p->tokens; ++s) {
+                memset(grad_head + s * p->heads * D, 0, sizeof(float) * D);  // no memory to gather
+            }
             for (int64_t q = 0; q < p->queries; ++q) {
                 const int64_t row = (head.image * p->queries + q) * p->heads + head.head;
                 Corners c;
