@@ -16,7 +16,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -45,12 +45,17 @@ class CompilerError(RuntimeError):
     """No library could be made; the message is one sentence."""
 
 
-def load_library(source: Path, defines: Mapping[str, str | int]) -> ctypes.CDLL:
+def load_library(
+    source: Path, defines: Mapping[str, str | int], functions: Sequence[str] = ()
+) -> ctypes.CDLL:
     """Compile (once per machine and user) and load a C file.
+
+    The cached file's name ends with a digest of what is in it: a file that was cut is not loaded.
 
     Args:
         source: the C file.
         defines: macros.
+        functions: names that the library must have.
 
     Raises:
         CompilerError: no compiler, or none that accepts the file.
@@ -58,14 +63,15 @@ def load_library(source: Path, defines: Mapping[str, str | int]) -> ctypes.CDLL:
     macros = [f"-D{name}={value}" for name, value in sorted(defines.items())]
     reasons = []
     for compiler in find_compilers():
-        library = cache_folder() / f"{source.stem}-{_key(source, compiler, macros)}{SUFFIX}"
+        folder, name = cache_folder(), f"{source.stem}-{_key(source, compiler, macros)}"
+        for library in folder.glob(f"{name}-*{SUFFIX}"):
+            try:
+                if is_private(library) and _digest(library) in library.name:
+                    return _load(library, functions)
+            except (CompilerError, OSError):
+                pass  # what it was linked with has gone: made anew
         try:
-            if is_private(library):
-                return ctypes.CDLL(str(library))
-        except OSError:
-            pass  # a damaged file, or what it was linked with has gone: made anew
-        try:
-            return _build(compiler, macros, source, library)
+            return _build(compiler, macros, source, folder / name, functions)
         except subprocess.TimeoutExpired:
             reasons.append(f"{' '.join(compiler)} took more than {TIMEOUT_S} s")
         except (CompilerError, OSError) as error:
@@ -103,13 +109,14 @@ def _ziglang() -> list[str]:
     return [os.path.join(folders[0], "zig"), "cc"] if folders else []
 
 
-@cache
 def cache_folder() -> Path:
     """The folder for compiled libraries: the user's own, or a new one if that is not safe."""
     root = os.environ.get(CACHE_VARIABLE) or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
-        folder = Path(root).expanduser().resolve() / "detrex_mammo" / "kernels"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        ours = Path(root).expanduser().resolve() / "detrex_mammo"
+        folder = ours / "kernels"
+        ours.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         is_usable = is_private(folder) and not any(map(_is_public, folder.parents))
         if is_usable and os.access(folder, os.W_OK):
             return folder
@@ -129,11 +136,16 @@ def is_private(path: Path) -> bool:
 
 
 def _is_public(parent: Path) -> bool:
-    """Whether anybody may put another folder in the place of one that lies in this parent."""
-    mode = parent.stat().st_mode
-    return bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
+    """Whether somebody else may put another folder in the place of one that lies in this parent."""
+    status = parent.stat()
+    if status.st_uid not in (0, os.getuid()):
+        return True
+    is_foreign_group = status.st_mode & stat.S_IWGRP and status.st_gid != os.getgid()
+    is_writable = status.st_mode & stat.S_IWOTH or is_foreign_group
+    return bool(is_writable) and not status.st_mode & stat.S_ISVTX
 
 
+@cache
 def _temporary_folder() -> Path:
     """A new private folder that is gone when this process ends."""
     try:
@@ -151,28 +163,48 @@ def _temporary_folder() -> Path:
 
 
 def _build(
-    compiler: tuple[str, ...], macros: list[str], source: Path, library: Path
+    compiler: tuple[str, ...],
+    macros: list[str],
+    source: Path,
+    library: Path,
+    functions: Sequence[str],
 ) -> ctypes.CDLL:
     """Compile with the most flags that work, load it and put it in its place.
 
     The file has a name of its own until it is known to load: several processes may do so at once.
     """
-    handle, partial = tempfile.mkstemp(dir=library.parent, prefix=library.stem, suffix=".partial")
+    handle, partial = tempfile.mkstemp(dir=library.parent, prefix=library.name, suffix=".partial")
     os.close(handle)
+    partial = Path(partial)
     try:
         for optional in OPTIONAL_FLAGS:
             try:
-                _run([*compiler, *FLAGS, *optional, *macros, str(source), "-o", partial, "-lm"])
-                loaded = ctypes.CDLL(partial)
+                flags = [*FLAGS, *optional, *macros]
+                _run([*compiler, *flags, str(source), "-o", str(partial), "-lm"])
+                if not (is_private(partial) and is_private(partial.parent)):
+                    raise CompilerError(f"{partial.parent} is not private any more")
+                loaded = _load(partial, functions)
             except (CompilerError, OSError) as error:
                 reason = error  # also OSError: zig links without the OpenMP that it does not have
                 continue
-            os.chmod(partial, 0o700)
-            os.replace(partial, library)
+            partial.chmod(0o700)
+            partial.replace(library.with_name(f"{library.name}-{_digest(partial)}{SUFFIX}"))
             return loaded
         raise CompilerError(str(reason))
     finally:
-        Path(partial).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
+
+
+def _load(library: Path, functions: Sequence[str]) -> ctypes.CDLL:
+    loaded = ctypes.CDLL(str(library))
+    missing = [name for name in functions if not hasattr(loaded, name)]
+    if missing:
+        raise CompilerError(f"the library has no {', '.join(missing)}")
+    return loaded
+
+
+def _digest(library: Path) -> str:
+    return hashlib.sha256(library.read_bytes()).hexdigest()[:16]
 
 
 def _run(command: list[str]) -> None:

@@ -27,6 +27,7 @@ Shapes = tuple[tuple[int, int], ...]
 
 _is_forked = False  # OpenMP's threads do not survive a fork, and waiting for them never ends
 
+_FUNCTIONS = ("ms_deform_attn_forward", "ms_deform_attn_backward")
 _PROBE = (32, 4, 4, "int32_t")  # the published model's kernel
 _POINTERS = (
     *("value", "shapes", "references", "places", "attention", "grad_output"),
@@ -72,8 +73,10 @@ def has_openmp() -> bool:
 @cache
 def _kernel(head_dim: int, num_levels: int, num_points: int, offset: str) -> ctypes.CDLL:
     defines = {"HEAD_DIM": head_dim, "NUM_LEVELS": num_levels, "NUM_POINTS": num_points}
-    library = load_library(SOURCE, {**defines, "OFFSET": offset})
-    for name in ("ms_deform_attn_forward", "ms_deform_attn_backward"):
+    library = load_library(
+        SOURCE, {**defines, "OFFSET": offset}, (*_FUNCTIONS, "ms_deform_attn_has_openmp")
+    )
+    for name in _FUNCTIONS:
         library[name].argtypes = [ctypes.POINTER(_Problem), ctypes.c_int64, ctypes.c_int64]
         library[name].restype = None
     return library

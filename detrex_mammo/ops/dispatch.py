@@ -28,6 +28,7 @@ PLAIN: dict[str, Callable[..., Tensor]] = {
     "embedding_bag": ms_deform_attn_embedding_bag,
 }
 BACKENDS = (*PLAIN, *NATIVE)
+MOST_SAMPLES = 1024  # of a query and head, L * P, that the native backends take
 
 
 def why_not(backend: str) -> str:
@@ -103,7 +104,7 @@ def _warn_once(best: str, instead: str, reason: str) -> None:
     warnings.warn(
         f"ms_deform_attn runs on the slower backend {instead!r} because {best!r} cannot be used "
         f"({reason}); set {BACKEND_VARIABLE}={instead} to silence this",
-        stacklevel=5,
+        stacklevel=6,
     )
 
 
@@ -111,10 +112,22 @@ def as_shape_tuple(spatial_shapes: SpatialShapes) -> tuple[tuple[int, int], ...]
     """Rows (h, w) as Python integers; a tensor on a GPU costs one synchronisation."""
     if isinstance(spatial_shapes, Tensor):
         spatial_shapes = spatial_shapes.tolist()
-    return tuple((int(height), int(width)) for height, width in spatial_shapes)
+    return tuple((_as_integer(height), _as_integer(width)) for height, width in spatial_shapes)
+
+
+def _as_integer(size) -> int:
+    """An integer as it is while torch.export traces: it may stand for any size."""
+    return size if isinstance(size, torch.SymInt) else int(size)
 
 
 def _check_shapes(value, shapes, level_start_index, locations, weights) -> None:
+    if (value.dim(), locations.dim(), weights.dim()) != (4, 6, 5):
+        raise ValueError(
+            f"value {tuple(value.shape)}, locations (or offsets) {tuple(locations.shape)} and "
+            f"attention weights (or logits) {tuple(weights.shape)} must have 4, 6 and 5 axes"
+        )
+    if not shapes or any(size < 1 for shape in shapes for size in shape):
+        raise ValueError(f"spatial_shapes is {shapes}; every level must have at least one cell")
     batch, tokens, heads, _ = value.shape
     expected = (batch, locations.shape[1], heads, len(shapes), locations.shape[4], 2)
     if tuple(locations.shape) != expected or tuple(weights.shape) != expected[:-1]:
@@ -155,14 +168,22 @@ def _check_reference_points(reference_points, batch, queries, levels) -> None:
         )
 
 
-def _check_same_device(*tensors: Tensor) -> None:
+def _check_tensors(*tensors: Tensor) -> None:
     devices = {str(tensor.device) for tensor in tensors}
     if len(devices) > 1:
         raise ValueError(f"the tensors lie on {', '.join(sorted(devices))}; move them to one")
+    for tensor in tensors:
+        if not tensor.is_floating_point():
+            raise ValueError(f"a tensor has dtype {tensor.dtype}; it must be a floating one")
 
 
-def _is_double(*tensors: Tensor) -> bool:
-    return any(tensor.dtype == torch.float64 for tensor in tensors)
+def _backend_for(backend: str, tensors: Sequence[Tensor], num_samples: int) -> str:
+    """The backend for these tensors; the plain one for what only plain PyTorch can do."""
+    is_double = any(tensor.dtype == torch.float64 for tensor in tensors)
+    name = choose_backend(backend, tensors[0].device.type, is_double)
+    # grid_sample has no forward-mode derivative either, but says so.
+    is_forward_mode = torch.autograd.forward_ad._current_level >= 0
+    return "reference" if is_forward_mode or num_samples > MOST_SAMPLES else name
 
 
 def ms_deform_attn(
@@ -200,8 +221,8 @@ def ms_deform_attn(
     shapes = as_shape_tuple(spatial_shapes)
     _check_shapes(value, shapes, level_start_index, sampling_locations, attention_weights)
     tensors = (value, sampling_locations, attention_weights)
-    _check_same_device(*tensors)
-    name = choose_backend(backend, value.device.type, _is_double(*tensors))
+    _check_tensors(*tensors)
+    name = _backend_for(backend, tensors, attention_weights.shape[3] * attention_weights.shape[4])
     if name in PLAIN:
         return PLAIN[name](value, shapes, sampling_locations, attention_weights)
     return torch.ops.detrex_mammo.ms_deform_attn(
@@ -247,8 +268,8 @@ def ms_deform_attn_fused(
         reference_points, value.shape[0], sampling_offsets.shape[1], len(shapes)
     )
     tensors = (value, reference_points, sampling_offsets, attention_logits)
-    _check_same_device(*tensors)
-    name = choose_backend(backend, value.device.type, _is_double(*tensors))
+    _check_tensors(*tensors)
+    name = _backend_for(backend, tensors, attention_logits.shape[3] * attention_logits.shape[4])
     # Few references are learned, and those of few queries: their gradient is left to autograd.
     is_learned = reference_points.requires_grad and torch.is_grad_enabled()
     if name in NATIVE and not is_learned:

@@ -73,7 +73,17 @@ def _define(name: str, forward: str, backward: str) -> None:
         _library.impl(operator, kernel, "CompositeExplicitAutograd")
         torch.library.register_fake(f"detrex_mammo::{operator}", shapes_only, lib=_library)
     _register_autograd(name)
+    torch.library.register_autograd(
+        f"detrex_mammo::{name}_backward", _refuse_second_derivative, lib=_library
+    )
     _register_autocast(name)
+
+
+def _refuse_second_derivative(ctx, *gradients):
+    raise NotImplementedError(
+        "the native backends of ms_deform_attn have no second derivative; use the backend "
+        "'reference' for it"
+    )
 
 
 def _register_autograd(name: str) -> None:

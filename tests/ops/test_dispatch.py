@@ -14,7 +14,7 @@ from detrex_mammo.ops import (
     ms_deform_attn_fused,
     ms_deform_attn_reference,
 )
-from tests.ops.attention_cases import CASES, draw, draw_fused, oracle_fused, with_gradients
+from tests.ops.attention_cases import CASES, Case, draw, draw_fused, oracle_fused, with_gradients
 
 CASE = CASES[1]
 
@@ -153,3 +153,36 @@ def test_shapes_that_do_not_fit_are_refused():
         ms_deform_attn_fused(value, CASE.shapes, None, references[..., :3], offsets, logits)
     with pytest.raises(ValueError, match="reference_points.*expected .1 or 1, 4, 3"):
         ms_deform_attn_fused(value, CASE.shapes, None, references[:, :2], offsets, logits)
+
+
+def test_wrong_axes_empty_levels_and_dtypes_are_refused():
+    value, locations, weights = draw(CASE)
+    with pytest.raises(ValueError, match="4, 6 and 5 axes"):
+        ms_deform_attn(value, CASE.shapes, None, locations[0], weights)
+    for shapes in ((), ((-1, -3), (5, 1), (2, 2)), ((0, 3), (5, 1), (2, 2))):
+        with pytest.raises(ValueError, match="at least one cell"):
+            ms_deform_attn(value, shapes, None, locations, weights)
+    with pytest.raises(ValueError, match="complex64"):
+        ms_deform_attn(value.to(torch.complex64), CASE.shapes, None, locations, weights)
+
+
+def test_forward_mode_and_second_derivatives_are_errors_and_not_zeros():
+    value, locations, weights = draw(CASE)
+
+    def function(x):
+        return ms_deform_attn(x, CASE.shapes, None, locations, weights)
+
+    with pytest.raises(NotImplementedError):
+        torch.func.jvp(function, (value,), (torch.ones_like(value),))
+    value.requires_grad_()
+    (grad,) = torch.autograd.grad((function(value) ** 2).sum(), value, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        torch.autograd.grad((grad**2).sum(), value)
+
+
+def test_more_samples_than_a_kernel_takes():
+    case = Case(1, 2, 1, 4, ((3, 4), (2, 2)), dispatch.MOST_SAMPLES)
+    inputs = draw(case)
+    found = ms_deform_attn(inputs[0], case.shapes, None, *inputs[1:])
+    expected = ms_deform_attn(inputs[0], case.shapes, None, *inputs[1:], "reference")
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)

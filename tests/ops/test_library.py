@@ -81,6 +81,27 @@ def test_exports_opaque(strict):
     torch.testing.assert_close(program.module()(*inputs), Attention()(*inputs), rtol=0, atol=1e-5)
 
 
+class ImageAttention(torch.nn.Module):
+    """Attention over one level, whose size is the image's."""
+
+    def forward(self, image):
+        height, width = image.shape[-2:]
+        value = image.flatten(2).transpose(1, 2).unsqueeze(2)
+        locations = image.new_full((1, 3, 1, 1, 2, 2), 0.4)
+        weights = image.new_full((1, 3, 1, 1, 2), 0.5)
+        return ms_deform_attn(value, ((height, width),), None, locations, weights)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_exports_for_any_image_size(strict):
+    sizes = {2: torch.export.Dim("height", min=2), 3: torch.export.Dim("width", min=2)}
+    program = torch.export.export(
+        ImageAttention(), (torch.randn(1, 8, 4, 6),), dynamic_shapes=(sizes,), strict=strict
+    )
+    image = torch.randn(1, 8, 7, 5)
+    torch.testing.assert_close(program.module()(image), ImageAttention()(image), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_rounds_the_value_and_nothing_else(dtype):
     value, references, offsets, logits = draw_fused(CASE, 2)
