@@ -21,6 +21,7 @@ INSTALL_REQUIRES = [
     "iopath>=0.1.9",  # paths and URLs of checkpoints, as detectron2 resolves them
     "omegaconf>=2.1",  # the config tree
     "PyYAML>=5.1",  # config.yaml
+    "safetensors>=0.4",  # Hugging Face's files of weights, which hold no code
     "numpy>=1.23",  # pixels, boxes, metrics
     "scipy>=1.8",  # Hungarian matching; image filters
     "opencv-python-headless>=4.6",  # 16-bit image files, breast contours, resizing
@@ -38,7 +39,7 @@ EXTRAS = {
     # The compressed transfer syntaxes: JPEG Lossless, JPEG-LS (gdcm) and JPEG 2000 (openjpeg).
     "dicom": ["python-gdcm>=3.0.21", "pylibjpeg>=2.0", "pylibjpeg-openjpeg>=2.0"],
     "export": ["onnx>=1.16", "onnxscript>=0.3", "onnxruntime>=1.18"],  # files that run elsewhere
-    "hf": ["transformers>=4.40", "safetensors>=0.4"],  # Hugging Face models and files
+    "hf": ["transformers>=4.40"],  # runs a source model to verify a conversion
     "timm": ["timm>=1.0"],  # any timm network as backbone
     "tune": ["ray[tune]>=2.9", "optuna>=3.5", "submitit>=1.5"],  # search, and jobs on Slurm
 }

@@ -9,7 +9,14 @@ class UserError(ValueError):
     """A mistake of the user's, told in one sentence.
 
     The message names the setting or file, what it was, what is allowed and what to do.
+
+    Attributes:
+        report: what a tool prints above the sentence, where one sentence cannot hold everything.
     """
+
+    def __init__(self, message: str, report: str = ""):
+        super().__init__(message)
+        self.report = report
 
 
 def run_tool(main: Callable[[], int | None]) -> None:
@@ -24,6 +31,8 @@ def run_tool(main: Callable[[], int | None]) -> None:
     try:
         code = main() or 0
     except UserError as error:
+        if error.report:
+            print(error.report, file=sys.stderr)
         print(f"error: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:

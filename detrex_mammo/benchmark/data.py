@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from detrex_mammo.benchmark.machine import num_cores
 from detrex_mammo.benchmark.results import Row
 from detrex_mammo.benchmark.session import Session
 from detrex_mammo.benchmark.timing import one_line
@@ -19,6 +18,7 @@ from detrex_mammo.benchmark.units import RATE, quantity_text
 from detrex_mammo.config import get_config, instantiate
 from detrex_mammo.data.image_io import write_png16
 from detrex_mammo.data.synthetic_breast import synthetic_breast
+from detrex_mammo.evaluation.hardware import num_cores
 
 CONFIG = "configs/common/data/mammography.py"
 QUANTITY = "training images mapped"

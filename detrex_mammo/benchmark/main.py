@@ -11,12 +11,13 @@ import torch
 
 from detrex_mammo.benchmark import data, models, op
 from detrex_mammo.benchmark.arguments import MODES, parse_arguments
-from detrex_mammo.benchmark.machine import describe_machine, describe_versions
+from detrex_mammo.benchmark.machine import describe_versions
 from detrex_mammo.benchmark.pictures import draw
 from detrex_mammo.benchmark.results import Results, load_results
 from detrex_mammo.benchmark.session import Session
 from detrex_mammo.benchmark.tables import full_report, markdown
 from detrex_mammo.errors import UserError
+from detrex_mammo.evaluation.hardware import describe_machine
 
 RUN: dict[str, Callable[[Session], None]] = {
     "op": op.run,

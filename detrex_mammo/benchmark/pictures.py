@@ -13,8 +13,9 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 from detrex_mammo.benchmark.bars import compare
 from detrex_mammo.benchmark.peers import DEFORMOPS, OFFICIAL, REFERENCE, TRANSFORMERS
 from detrex_mammo.benchmark.results import Results, Row, curves, sections
-from detrex_mammo.benchmark.tables import BASELINES, machine_text
+from detrex_mammo.benchmark.tables import BASELINES
 from detrex_mammo.benchmark.units import place_text, quantity_text, three_digits
+from detrex_mammo.evaluation.hardware import machine_text
 
 # Others are grey; ours have Okabe and Ito's colours, told apart with every kind of colour vision.
 OTHERS = {REFERENCE: "#444444", TRANSFORMERS: "#777777", DEFORMOPS: "#999999", OFFICIAL: "#BBBBBB"}

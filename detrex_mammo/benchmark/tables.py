@@ -10,6 +10,7 @@ from detrex_mammo.benchmark.data import worker_name
 from detrex_mammo.benchmark.peers import REFERENCE, TRANSFORMERS
 from detrex_mammo.benchmark.results import Results, Row, curves, sections
 from detrex_mammo.benchmark.units import place_text, quantity_text, three_digits
+from detrex_mammo.evaluation.hardware import machine_text
 
 BASELINES = (REFERENCE, TRANSFORMERS, worker_name(0))
 
@@ -47,19 +48,6 @@ def _head(results: Results) -> str:
             "(faster, smaller), the median of the rounds.",
         )
     )
-
-
-def machine_text(machine: dict) -> str:
-    """One line about processor and GPU."""
-    text = ", ".join(
-        (machine["cpu"], _count(machine["cores"], "core"), _count(machine["threads"], "thread"))
-    )
-    gpu = machine["gpu"]
-    return f"{text}; {gpu['name']}, CUDA {gpu['cuda']}" if gpu else text
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _section(rows: Sequence[Row]) -> str:

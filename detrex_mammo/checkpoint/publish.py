@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from detrex_mammo.checkpoint.loading import read_checkpoint, weights_of
+from detrex_mammo.checkpoint.reading import read_checkpoint, weights_of
 from detrex_mammo.errors import UserError
 
 # What a checkpoint tells about itself, beside its weights.

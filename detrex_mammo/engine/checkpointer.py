@@ -12,13 +12,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import nn
 
-from detrex_mammo.checkpoint.loading import (
-    backbone_weights,
-    load_weights,
-    read_checkpoint,
-    weights_of,
-)
-from detrex_mammo.config import shipped_root
+from detrex_mammo.checkpoint.loading import load_weights
+from detrex_mammo.checkpoint.reading import read_checkpoint, weights_of
 from detrex_mammo.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -93,62 +88,3 @@ class RunCheckpointer(DetectionCheckpointer):
                     "resume with the config it was written by"
                 ) from error
         logger.info("resumed from %s", path)
-
-    def load(self, path: str, checkpointables: Any = None, **unused: Any) -> dict[str, Any]:
-        """Load weights to start from; see :func:`load_initial`. Trainer state is left alone."""
-        return load_initial(self.model, path)
-
-
-def load_initial(model: nn.Module, path: str, allow_backbone: bool = True) -> dict[str, Any]:
-    """Load ``train.init_checkpoint`` into a model.
-
-    Args:
-        model: the bare model.
-        path: file or URL; a file of a backbone alone fills only ``backbone.``.
-        allow_backbone: False refuses such a file, as evaluation needs every weight.
-
-    Returns:
-        dict: the file's content.
-    """
-    local = local_path(path)
-    checkpoint = read_checkpoint(local)
-    state = weights_of(checkpoint, path)
-    backbone = backbone_weights(state)
-    if backbone is None:
-        load_weights(model, state, path)
-        logger.info("loaded all %d tensors from %s", len(state), path)
-        return checkpoint
-    if not allow_backbone:
-        raise UserError(
-            f"checkpoint {path!r} holds a backbone only, nothing to evaluate: "
-            "set train.init_checkpoint to the weights of a whole model"
-        )
-    kept = load_weights(model, backbone, path, lambda name: not name.startswith("backbone."))
-    logger.info(
-        "loaded %d backbone tensors from %s; %d tensors outside the backbone start at random",
-        len(backbone),
-        path,
-        len(kept),
-    )
-    return checkpoint
-
-
-def local_path(path: str) -> str:
-    """A file for a path or URL (https://, detectron2://), downloaded once if need be.
-
-    A path that does not exist here is looked for among the files that travel with the package.
-    """
-    if "://" not in path:
-        given = os.path.expanduser(path)
-        shipped = shipped_root() / path
-        return str(shipped) if shipped.is_file() and not os.path.exists(given) else given
-    from detectron2.utils.file_io import PathManager
-
-    try:
-        return PathManager.get_local_path(path)
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"train.init_checkpoint {path!r} cannot be fetched ({reason}): "
-            "download it elsewhere and give the file"
-        ) from error

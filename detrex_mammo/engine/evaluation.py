@@ -20,6 +20,7 @@ from detrex_mammo.engine.loaders import (
     check_classes,
     dataset_names,
 )
+from detrex_mammo.engine.record import RunRecord, SpeedMeter, now
 from detrex_mammo.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -42,20 +43,32 @@ class Evaluation:
         cfg: the run's config.
         model: bare, not wrapped for distributed training; every process runs its share.
         first_batches: evaluate only so many batches per process (a trial run).
+        record: of the run; each evaluation puts its date and speed there.
     """
 
-    def __init__(self, cfg: DictConfig, model: nn.Module, first_batches: int | None = None):
+    def __init__(
+        self,
+        cfg: DictConfig,
+        model: nn.Module,
+        first_batches: int | None = None,
+        record: RunRecord | None = None,
+    ):
         require_evaluator(cfg)
         self.model = model
         self.loader = build_test_loader(cfg.dataloader.test, first_batches)
         self.evaluator = build_evaluator(cfg.dataloader.evaluator)
         names = dataset_names(cfg.dataloader.evaluator) + dataset_names(cfg.dataloader.test)
         check_classes(model, names)
+        self.record = record
         self.results: dict[str, Any] = {}
 
     def __call__(self) -> dict[str, Any]:
         """Evaluate and print; the numbers are in the main process, an empty dict elsewhere."""
-        results = inference_on_dataset(self.model, self.loader, self.evaluator) or {}
+        with SpeedMeter(self.model, len(self.loader)) as meter:
+            results = inference_on_dataset(self.model, self.loader, self.evaluator) or {}
+        if self.record is not None:
+            self.record.add(evaluation={"finished": now(), **meter.result()})
+            self.record.write()
         if comm.is_main_process() and results:
             logger.info("evaluation:\n%s", format_results(results))
         self.results = dict(results)

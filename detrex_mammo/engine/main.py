@@ -11,14 +11,16 @@ from typing import Any
 from detectron2.utils import comm
 from omegaconf import DictConfig
 
-from detrex_mammo.checkpoint.loading import require_file
+from detrex_mammo.checkpoint.reading import local_path, require_source
 from detrex_mammo.config import config_to_text, instantiate, load_config
 from detrex_mammo.engine import setup
 from detrex_mammo.engine.arguments import parse_arguments
-from detrex_mammo.engine.checkpointer import load_initial, local_path
 from detrex_mammo.engine.evaluation import Evaluation, require_evaluator, write_metrics
 from detrex_mammo.engine.folder import check_free, numbered
+from detrex_mammo.engine.initial import load_initial
 from detrex_mammo.engine.launch import World, launch
+from detrex_mammo.engine.loaders import annotation_files, class_table, dataset_names
+from detrex_mammo.engine.record import RunRecord, describe_checkpoint
 from detrex_mammo.engine.training import train
 from detrex_mammo.errors import UserError
 
@@ -94,16 +96,15 @@ def run(
     if eval_only:
         require_evaluator(cfg)
     if cfg.train.init_checkpoint and "://" not in cfg.train.init_checkpoint:
-        require_file(local_path(cfg.train.init_checkpoint))
+        require_source(local_path(cfg.train.init_checkpoint))
     folder = prepare_folder(cfg, eval_only, resume)
     cfg.train.seed = setup.choose_seed(cfg.train.seed)
     setup.start_log(folder)
     setup.log_hardware(device)
-    text = config_to_text(cfg)
     setup.seed_all(cfg.train.seed + comm.get_rank())
     if eval_only:
-        return evaluate_only(cfg, device, folder, text)
-    return train(cfg, device, folder, text, resume)
+        return evaluate_only(cfg, device, folder)
+    return train(cfg, device, folder, resume)
 
 
 def prepare_folder(cfg: DictConfig, eval_only: bool, resume: bool) -> Path:
@@ -126,17 +127,21 @@ def prepare_folder(cfg: DictConfig, eval_only: bool, resume: bool) -> Path:
     return folder
 
 
-def evaluate_only(cfg: DictConfig, device: str, folder: Path, config_text: str) -> dict[str, Any]:
+def evaluate_only(cfg: DictConfig, device: str, folder: Path) -> dict[str, Any]:
     """Evaluate ``train.init_checkpoint``; metrics.json and predictions go into ``folder``."""
+    record = RunRecord(folder, device, "evaluation")
     model = instantiate(cfg.model).to(device)
+    first = FAST_DEV_RUN_BATCHES if cfg.train.fast_dev_run else None
+    evaluation = Evaluation(cfg, model, first, record)
+    names = dataset_names(cfg.dataloader.evaluator) + dataset_names(cfg.dataloader.test)
     path = cfg.train.init_checkpoint
     if path:
-        load_initial(model, path, allow_backbone=False)
+        load_initial(model, cfg, class_table(names)["names"], evaluate=True)
     else:
         logger.warning("train.init_checkpoint is not set: evaluating random weights")
-    first = FAST_DEV_RUN_BATCHES if cfg.train.fast_dev_run else None
-    evaluation = Evaluation(cfg, model, first)
-    setup.write_config(config_text, folder)
+    setup.write_config(config_to_text(cfg), folder)
+    record.add_data(test=annotation_files(names))
+    record.add(checkpoint=describe_checkpoint(path) if path else None)
     results = evaluation()
     if comm.is_main_process():
         write_metrics(results, folder / "metrics.json", checkpoint=path)

@@ -4,9 +4,12 @@
 import hashlib
 import importlib.metadata
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+
+from detrex_mammo.checkpoint.reading import file_sha256, source_sha256
 
 _PACKAGES = (
     "torch",
@@ -45,13 +48,9 @@ def git_commit() -> str | None:
     return head + ("+changes" if changed else "") if tracked else None
 
 
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def command_line() -> str:
+    """The command this process was started by, without the folder of the tool."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def describe_run(
@@ -66,12 +65,12 @@ def describe_run(
     """
     source = None
     if init_checkpoint:
-        source = {"file": str(init_checkpoint), "sha256": file_sha256(init_checkpoint)}
+        source = {"file": str(init_checkpoint), "sha256": source_sha256(init_checkpoint)}
     return {
         "versions": package_versions(),
         "git_commit": git_commit(),
         "config_sha256": hashlib.sha256(config_text.encode()).hexdigest(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command_line(),
         "init_checkpoint": source,
         "datasets": {
             name: {"file": file, "sha256": file_sha256(file)} for name, file in annotations.items()

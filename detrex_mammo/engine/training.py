@@ -15,13 +15,15 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from detrex_mammo.config import instantiate, instantiate_with
+from detrex_mammo.checkpoint.reading import local_path
+from detrex_mammo.config import config_to_text, instantiate, instantiate_with
 from detrex_mammo.engine import setup
-from detrex_mammo.engine.checkpointer import RunCheckpointer, load_initial, local_path
+from detrex_mammo.engine.checkpointer import RunCheckpointer
 from detrex_mammo.engine.compilation import compile_parts
 from detrex_mammo.engine.console import ConsoleWriter
 from detrex_mammo.engine.evaluation import Evaluation
 from detrex_mammo.engine.hooks import Checkpoints, LearningRate
+from detrex_mammo.engine.initial import adopt_eps, load_initial, stored_eps
 from detrex_mammo.engine.loaders import (
     TrainData,
     annotation_files,
@@ -31,6 +33,7 @@ from detrex_mammo.engine.loaders import (
     dataset_names,
 )
 from detrex_mammo.engine.provenance import describe_run
+from detrex_mammo.engine.record import RunRecord
 from detrex_mammo.engine.trainer import AMP_DTYPES, Trainer
 from detrex_mammo.errors import UserError
 
@@ -38,36 +41,38 @@ logger = logging.getLogger(__name__)
 FAST_DEV_RUN_STEPS = 2
 
 
-def train(
-    cfg: DictConfig, device: str, folder: Path, config_text: str, resume: bool
-) -> dict[str, Any]:
+def train(cfg: DictConfig, device: str, folder: Path, resume: bool) -> dict[str, Any]:
     """Train a config, and evaluate it as it asks.
 
     Args:
         cfg: checked, with its final seed and output folder.
         device: "cuda" or "cpu".
         folder: where everything goes.
-        config_text: config.yaml, for the checkpoints.
         resume: go on from the folder's newest checkpoint, if it has one.
 
     Returns:
         dict: results of the last evaluation; empty in all but the main process.
     """
     fast = cfg.train.fast_dev_run
+    record = RunRecord(folder, device, "training", resume)
     model = instantiate(cfg.model).to(device)
     checkpointer = RunCheckpointer(model, str(folder))
     newest = checkpointer.newest() if resume else None
     start_iter = next_step(newest, folder) if resume else 0
-    if newest is None and cfg.train.init_checkpoint:
-        load_initial(model, cfg.train.init_checkpoint)
+    data = build_train_data(cfg.dataloader.train, cfg.train.seed, start_iter)
+    names = dataset_names(cfg.dataloader.train)
+    check_classes(model, names)
+    if newest is not None:
+        adopt_eps(stored_eps(newest), model, cfg)
+    elif cfg.train.init_checkpoint:
+        load_initial(model, cfg, class_table(names)["names"])
+    config_text = config_to_text(cfg)
     if cfg.train.get("compile"):
         compile_parts(model, device)
-    data = build_train_data(cfg.dataloader.train, cfg.train.seed, start_iter)
-    check_classes(model, dataset_names(cfg.dataloader.train))
     max_iter = FAST_DEV_RUN_STEPS if fast else total_iterations(cfg.train, data.iters_per_epoch)
     evaluation = None
     if cfg.dataloader.get("evaluator") is not None:
-        evaluation = Evaluation(cfg, model, FAST_DEV_RUN_STEPS if fast else None)
+        evaluation = Evaluation(cfg, model, FAST_DEV_RUN_STEPS if fast else None, record)
     trainer = _trainer(cfg, model, data, device)
     learning_rate = LearningRate(
         trainer.optimizer, instantiate(cfg.lr_multiplier), data.iters_per_epoch
@@ -82,9 +87,10 @@ def train(
         logger.info("nothing to do: %d of %d steps are done", start_iter, max_iter)
         return evaluation() if evaluation else {}
     trainer.register_hooks(
-        _hooks(cfg, data, max_iter, folder, learning_rate, checkpointer, evaluation)
+        _hooks(cfg, data, max_iter, folder, learning_rate, checkpointer, evaluation, record)
     )
     setup.write_config(config_text, folder)
+    _record_data(record, cfg, data, max_iter)
     trainer.train(start_iter, max_iter)
     return evaluation.results if evaluation else {}
 
@@ -179,6 +185,16 @@ def _describer(cfg: DictConfig, data: TrainData, config_text: str) -> Callable[[
     return lambda: fixed
 
 
+def _record_data(record: RunRecord, cfg: DictConfig, data: TrainData, max_iter: int) -> None:
+    """Put the data and the length of the run into its record."""
+    loaders = cfg.dataloader
+    tested = dataset_names(loaders.get("evaluator")) + dataset_names(loaders.get("test"))
+    record.add_data(
+        train=annotation_files(dataset_names(loaders.train)), test=annotation_files(tested)
+    )
+    record.add(training={"images": data.num_images, "batch": data.batch_size, "steps": max_iter})
+
+
 def _hooks(
     cfg: DictConfig,
     data: TrainData,
@@ -187,6 +203,7 @@ def _hooks(
     learning_rate: LearningRate,
     checkpointer: RunCheckpointer,
     evaluation: Evaluation | None,
+    record: RunRecord,
 ) -> list[Any]:
     per_epoch = data.iters_per_epoch
     saving = cfg.train.checkpointer
@@ -205,6 +222,7 @@ def _hooks(
             ConsoleWriter(max_iter, per_epoch, window_size=log_period),
             JSONWriter(str(folder / "metrics.json"), window_size=log_period),
             TensorboardXWriter(str(folder)),
+            record,
         ]
         found.append(hooks.PeriodicWriter(writers, period=log_period))
     return found

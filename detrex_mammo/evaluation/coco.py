@@ -122,17 +122,25 @@ def score_boxes(coco: COCO, records, image_ids=None, max_dets=100) -> COCOeval:
 
 def _results_as_coco(coco, records):
     """What ``coco.loadRes`` makes of box results; also of none, and without an "info" entry."""
-    results = COCO()
-    results.dataset = {
-        "images": coco.dataset["images"],
-        "categories": coco.dataset["categories"],
-        "annotations": [
-            {**record, "id": row, "area": record["bbox"][2] * record["bbox"][3], "iscrowd": 0}
-            for row, record in enumerate(records, start=1)
-        ],
-    }
-    results.createIndex()
-    return results
+    return coco_of(
+        {
+            "images": coco.dataset["images"],
+            "categories": coco.dataset["categories"],
+            "annotations": [
+                {**record, "id": row, "area": record["bbox"][2] * record["bbox"][3], "iscrowd": 0}
+                for row, record in enumerate(records, start=1)
+            ],
+        }
+    )
+
+
+def coco_of(content) -> COCO:
+    """pycocotools' object of an annotation file's content, without its talk."""
+    coco = COCO()
+    coco.dataset = content
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
 
 
 def coco_numbers(coco_eval: COCOeval) -> OrderedDict:
@@ -162,6 +170,18 @@ def coco_text(coco_eval: COCOeval) -> str:
         if key.startswith("AP-")
     ]
     return "\n".join(lines + per_class)
+
+
+def top_of_each_image(records, number: int) -> list:
+    """The ``number`` best-scored records of each image over all classes, as a model's top-k gives.
+
+    Of equal scores the earlier record stays.
+    """
+    by_image: dict = {}
+    for record in records:
+        by_image.setdefault(record["image_id"], []).append(record)
+    ranked = (sorted(image, key=lambda r: -r["score"])[:number] for image in by_image.values())
+    return [record for image in ranked for record in image]
 
 
 def _twelve(coco_eval):

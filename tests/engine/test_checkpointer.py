@@ -1,16 +1,13 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
 """Checkpoints of a run: whole files, everything in them, strict loading."""
 
-import pickle
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from detrex_mammo.engine import checkpointer as module
-from detrex_mammo.engine.checkpointer import RunCheckpointer, load_initial
+from detrex_mammo.engine.checkpointer import RunCheckpointer
 from detrex_mammo.engine.training import next_step
 from detrex_mammo.errors import UserError
 from tests.engine.tiny import TinyDetector
@@ -83,31 +80,3 @@ def test_newest_are_kept_and_the_final_one_is_not_counted(tmp_path: Path) -> Non
         "model_0000029.pth",
         "model_final.pth",
     ]
-
-
-def test_backbone_file_fills_the_backbone_only(tmp_path: Path) -> None:
-    class Detector(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.backbone = nn.ModuleDict({"stem": nn.Linear(2, 2, bias=False)})
-            self.head = nn.Linear(2, 2)
-
-    content = {"model": {"stem.weight": np.full((2, 2), 7, dtype=np.float32)}}
-    path = tmp_path / "R-50.pkl"
-    path.write_bytes(pickle.dumps(content))
-    model = Detector()
-    head = model.head.weight.clone()
-    load_initial(model, str(path))
-    assert model.backbone["stem"].weight.unique().tolist() == [7.0]
-    torch.testing.assert_close(model.head.weight, head, rtol=0, atol=0)
-    with pytest.raises(UserError, match="backbone only"):
-        load_initial(model, str(path), allow_backbone=False)
-    content["model"]["res2.weight"] = np.zeros(1, dtype=np.float32)
-    path.write_bytes(pickle.dumps(content))
-    with pytest.raises(UserError, match=r"1 unexpected \(backbone.res2.weight\)"):
-        load_initial(model, str(path))
-
-
-def test_url_that_cannot_be_fetched_is_one_sentence() -> None:
-    with pytest.raises(UserError, match="cannot be fetched"):
-        load_initial(TinyDetector(), "http://127.0.0.1:9/model.pth")

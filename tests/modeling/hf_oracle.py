@@ -41,13 +41,17 @@ LOSS_WEIGHTS = {"loss_class": 2.0, "loss_bbox": 5.0, "loss_giou": 2.0}
 THEIR_LOSS = {"loss_class": "loss_ce", "loss_bbox": "loss_bbox", "loss_giou": "loss_giou"}
 
 
-def tiny_oracle(seed=0, num_feature_levels=4, with_box_refine=False, two_stage=False, dc5=False):
+def tiny_oracle(
+    seed=0, num_feature_levels=4, with_box_refine=False, two_stage=False, dc5=False, timm=False,
+    num_classes=NUM_CLASSES,
+):  # fmt: skip
     """transformers' model: heads untied, every parameter and statistic perturbed, all trainable."""
     torch.manual_seed(seed)
-    if dc5:  # only its timm backbone can be dilated; no narrower bottleneck ResNet is in timm
+    if dc5 or timm:  # only a timm backbone can be dilated; timm has no narrower bottleneck ResNet
         backbone = TimmBackboneConfig(
-            backbone="resnet26", out_indices=[4], output_stride=16, features_only=True,
-            use_pretrained_backbone=False,
+            backbone="resnet26", out_indices=[4] if num_feature_levels == 1 else [2, 3, 4],
+            features_only=True, use_pretrained_backbone=False,
+            **({"output_stride": 16} if dc5 else {}),
         )  # fmt: skip
     else:
         stages = ["stage2", "stage3", "stage4"] if num_feature_levels > 1 else ["stage4"]
@@ -56,7 +60,7 @@ def tiny_oracle(seed=0, num_feature_levels=4, with_box_refine=False, two_stage=F
             out_features=stages,
         )  # fmt: skip
     config = DeformableDetrConfig(
-        backbone_config=backbone, num_labels=NUM_CLASSES, num_queries=NUM_QUERIES,
+        backbone_config=backbone, num_labels=num_classes, num_queries=NUM_QUERIES,
         two_stage_num_proposals=NUM_QUERIES, num_feature_levels=num_feature_levels,
         with_box_refine=with_box_refine, two_stage=two_stage, d_model=64, encoder_layers=2,
         decoder_layers=3, encoder_ffn_dim=48, decoder_ffn_dim=48, encoder_attention_heads=4,
