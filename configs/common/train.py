@@ -10,11 +10,11 @@ train = dict(
     # Weights to start from: a file, Hugging Face folder or URL, of this project, the published
     # code, transformers, detrex, mmdetection or TAO. A file of a backbone fills the backbone only.
     init_checkpoint="",
-    # What heads take from it. classes: "same", "reinitialise", "by_name" (keep the outputs of
-    # classes that both have) or {"class here": "class there"}; objectness: output 0 of a two-stage
-    # model's proposal head; boxes: the box heads. Refused if less than min_share of the parameters
-    # come from the file.
-    init=dict(classes="same", objectness=True, boxes=True, min_share=0.9),
+    # What heads take from it. classes: None or "same", "reinitialise", "by_name" (keep the outputs
+    # of classes that both have) or {"class here": "class there"}; objectness: output 0 of a
+    # two-stage model's proposal head; boxes: the box heads. Refused if less than min_share of the
+    # parameters come from the file.
+    init=dict(classes=None, objectness=True, boxes=True, min_share=0.9),
     # "auto" (GPU if there is one), "cuda" or "cpu".
     device="auto",
     # Same seed, same machine: same losses. -1 draws one and writes it into config.yaml.

@@ -110,6 +110,34 @@ def settings_of(model: Any) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, ListConfig) else v for k, v in known.items()}
 
 
+def check_settings(told: Mapping[str, Any], path: str) -> None:
+    """Check kind and range of settings that a file tells or a user assumes.
+
+    Raises:
+        UserError: names the first that no model can have.
+    """
+    for field in fields(Architecture):
+        if field.name not in told:
+            continue
+        value, kind = told[field.name], field.type
+        if kind is bool:
+            allowed, fits = "True or False", isinstance(value, bool)
+        elif kind is int:
+            least = 0 if field.name == "num_encoder_layers" else 1
+            allowed, fits = f"a whole number from {least}", type(value) is int and value >= least
+        elif kind is float:
+            allowed = "a number in [0, 1]"
+            fits = type(value) in (int, float) and 0 <= value <= 1
+        elif field.name == "in_features":
+            allowed, fits = "names", isinstance(value, tuple)
+        else:
+            allowed = "three numbers"
+            numbers = isinstance(value, tuple) and all(type(v) in (int, float) for v in value)
+            fits = numbers and len(value) == 3
+        if not fits:
+            raise UserError(f"{field.name} of {path!r} is {value!r}, but must be {allowed}")
+
+
 def infer(shapes: Shapes, told: Mapping[str, Any], has_own_heads: bool) -> Architecture:
     """The architecture of weights.
 
@@ -216,9 +244,15 @@ def resnet_of(shapes: Shapes) -> dict[str, Any]:
 
 
 def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:
+    """Shape of a tensor, which has as many dimensions as its kind."""
     if name not in shapes:
         raise UserError(f"the checkpoint has no {name} (by our names): it is not a whole model")
-    return tuple(shapes[name])
+    shape = tuple(shapes[name])
+    is_convolution = re.search(r"conv\d\.weight$|input_proj\.\d+\.0\.weight$", name)
+    dimensions = 4 if is_convolution else 1 if name.endswith("bias") else 2
+    if len(shape) != dimensions:
+        raise UserError(f"the checkpoint's {name} (by our names) has the shape {list(shape)}")
+    return shape
 
 
 def _count(shapes: Shapes, pattern: str) -> int:

@@ -30,6 +30,22 @@ def coco_table() -> dict[str, list]:
     }
 
 
+def stored_table(content: Mapping[str, Any]) -> dict[str, list]:
+    """The class table that our own writers leave in a file; empty where it is none."""
+    table = content.get("classes")
+    names, ids = (
+        (table.get("names"), table.get("ids")) if isinstance(table, Mapping) else (None, None)
+    )
+    is_table = (
+        isinstance(names, (list, tuple))
+        and isinstance(ids, (list, tuple))
+        and len(names) == len(ids)
+        and all(isinstance(name, str) for name in names)
+        and all(type(number) is int for number in ids)
+    )
+    return {"names": list(names), "ids": list(ids)} if is_table else {"names": [], "ids": []}
+
+
 def is_coco91(num_classes: int, told: Mapping[str, Any]) -> bool:
     """Whether heads are COCO's 91: by their names if the file tells any, else by their number."""
     if num_classes != COCO_OUTPUTS:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from detrex_mammo.checkpoint import classes, heads, key_table
-from detrex_mammo.checkpoint.architecture import SETTINGS, Architecture, infer
+from detrex_mammo.checkpoint.architecture import SETTINGS, Architecture, check_settings, infer
 from detrex_mammo.checkpoint.formats import (
+    backbones,
     detrex,
     huggingface,
     imagenet,
@@ -111,17 +112,31 @@ def convert(
     module = DETECTORS.get(name)
     if module is None:
         raise UserError(f"format is {name!r}, but must be one of {', '.join(FORMATS)}")
-    told, refused = module.settings(source.content)
+    told, refused = _settings(module, source)
     for setting, (found, allowed) in refused.items():
         raise UserError(
             f"{setting} of {source.path!r} is {found!r}, but only {allowed!r} is supported"
         )
     told.update(assume or {})
     told.update({k: tuple(v) for k, v in told.items() if k in SETTINGS and isinstance(v, list)})
-    written_here = source.content.get("classes")  # by our own writers, whatever the format
-    if isinstance(written_here, Mapping) and written_here.get("names"):
-        told["classes"] = {key: list(written_here[key]) for key in ("names", "ids")}
+    check_settings(told, source.path)
+    written_here = classes.stored_table(source.content)  # by our own writers, whatever the format
+    if written_here["names"]:
+        told["classes"] = written_here
     return _convert_detector(source, name, told, class_policy)
+
+
+def _settings(module: ModuleType, source: Source) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a file tells; a stranger's file may tell anything."""
+    try:
+        return module.settings(source.content)
+    except UserError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+        raise UserError(
+            f"what {source.path!r} tells of its model cannot be read "
+            f"({type(error).__name__}: {error}): repair its config"
+        ) from error
 
 
 def count_levels(state: Mapping[str, torch.Tensor]) -> tuple[int, int]:
@@ -196,7 +211,7 @@ def _misfit(source, name, mismatch, renamed, unused) -> UserError:
             f"{k} {list(a)} instead of {list(b)}" for k, (a, b) in mismatch.mis_shaped.items()
         ],
         "stored twice with different values": renamed.disagreeing,
-        "stored in parts of which some are missing": renamed.incomplete,
+        "stored in parts of which some are missing or differ in shape": renamed.incomplete,
         "expected but not found": unused,
     }
     kinds = {kind: names for kind, names in kinds.items() if names}
@@ -258,6 +273,13 @@ def _convert_backbone(source: Source) -> Converted:
     if found is None:
         raise UserError(f"checkpoint {source.path!r} holds no ResNet with known names")
     renamed = key_table.read(source.state, imagenet.table(*found))
+    config = source.content.get("config_json") or {}
+    for name, allowed in backbones.RESNET_FIXED.items():
+        if config.get(name, allowed) != allowed:
+            raise UserError(
+                f"config.json's {name} of {source.path!r} is {config[name]!r}, but only "
+                f"{allowed!r} is supported"
+            )
     if renamed.unexpected or renamed.disagreeing:
         raise _misfit(source, f"{found[0]} backbone", Mismatch([], renamed.unexpected), renamed, [])
     return Converted(renamed.tensors, imagenet.NAME, told={"owner": found[0]})

@@ -121,7 +121,7 @@ class Renamed:
     Attributes:
         tensors: our name -> tensor.
         unexpected: their names that no rule knows.
-        incomplete: our names of which only some parts are there.
+        incomplete: our names of which only some parts are there, or parts of different shapes.
         disagreeing: our names whose copies differ.
         used: rules that matched.
     """
@@ -202,7 +202,7 @@ def _join(name: str, pieces: list[tuple[Rule, torch.Tensor]], result: Renamed) -
     count = next((rule.part[1] for rule, _ in pieces if rule.part), 1)
     if any(not _same(copies[0], copy) for copies in parts.values() for copy in copies[1:]):
         result.disagreeing.append(name)
-    elif len(parts) < count:
+    elif len(parts) < count or len({copies[0].shape for copies in parts.values()}) > 1:
         result.incomplete.append(name)
     elif count == 1:
         result.tensors[name] = parts[0][0]
@@ -212,9 +212,9 @@ def _join(name: str, pieces: list[tuple[Rule, torch.Tensor]], result: Renamed) -
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Equal bit by bit, NaN included."""
-    return one.shape == other.shape and torch.equal(
-        torch.nan_to_num(one, nan=0.5), torch.nan_to_num(other, nan=0.5)
-    )
+    if one.shape != other.shape:
+        return False
+    return bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def _fill(entry: Zeros, result: Renamed) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from detrex_mammo.checkpoint.classes import stored_table
 from detrex_mammo.checkpoint.conversion import OURS, convert, detect_format
 from detrex_mammo.checkpoint.formats import imagenet
 from detrex_mammo.checkpoint.loading import load_weights
@@ -63,7 +64,7 @@ def load_model(
         )
     if name == OURS and isinstance(source.content.get("config"), str) and not assume:
         model = _build_own(source)
-        table = source.content.get("classes") or {"names": [], "ids": []}
+        table = stored_table(source.content)
     else:
         converted = convert(source, name, assume, class_policy)
         for note in converted.notes:

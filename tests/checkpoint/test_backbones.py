@@ -169,6 +169,14 @@ def test_transformers(depth: int, kind: type, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
+def test_a_stride_in_another_convolution_is_refused(tmp_path: Path) -> None:
+    """Equal names and shapes, other features: only config.json tells."""
+    ResNetModel(ResNetConfig(depths=[1, 1, 1, 1], downsample_in_bottleneck=True)).save_pretrained(
+        tmp_path
+    )
+    assert "only False is supported" in sentence(convert, read_source(tmp_path))
+
+
 def test_our_own_backbone_and_a_file_of_it_alone(tmp_path: Path) -> None:
     settings = {"depth": 14, "stem_out_channels": 8, "res2_out_channels": 16}
     theirs = perturb(build_resnet(out_features=STAGES, norm="BN", freeze_at=0, **settings))

@@ -119,6 +119,18 @@ def huggingface_with(tmp_path: Path, **changes) -> Source:
         ({"activation_function": "gelu"}, "only 'relu' is supported"),
         ({"decoder_ffn_dim": 99}, "only 48 is supported"),
         ({"model_type": "deta"}, "only 'deformable_detr' is supported"),
+        ({"encoder_attention_heads": None}, "num_heads of"),
+        (
+            {"encoder_attention_heads": "4", "decoder_attention_heads": "4"},
+            "must be a whole number from 1",
+        ),
+        ({"num_queries": [1]}, "must be a whole number from 1"),
+        ({"num_queries": True}, "must be a whole number from 1"),
+        ({"dropout": 2.0}, "must be a number in [0, 1]"),
+        ({"with_box_refine": "yes"}, "must be True or False"),
+        ({"backbone_config": [1]}, "cannot be read"),
+        ({"backbone_config": {"downsample_in_bottleneck": True}}, "only False is supported"),
+        ({"id2label": {"mass": 0}}, "cannot be read"),
     ],
 )
 def test_a_config_of_another_model_is_refused(changes, told: str, tmp_path: Path) -> None:
@@ -153,6 +165,30 @@ def test_wrong_format_setting_and_file() -> None:
         detect_format(Source("x.pth", {"a.weight": torch.zeros(1), "b.bias": torch.zeros(1)}))
     with pytest.raises(UserError, match="not a whole model"):
         convert(Source("x.pth", {"a.weight": torch.zeros(1)}), "official")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "transformer.level_embed",
+        "input_proj.0.0.weight",
+        "backbone.0.body.conv1.weight",
+        "transformer.encoder.layers.0.self_attn.attention_weights.bias",
+    ],
+)
+def test_a_tensor_of_another_kind_is_told(name: str, tmp_path: Path) -> None:
+    source = read_source(write_other(live_model("refine"), tmp_path / "m.pth", "official"))
+    source.state[name] = torch.zeros(2, 2, 2)
+    with pytest.raises(UserError) as caught:
+        convert(source)
+    assert "[2, 2, 2]" in str(caught.value)
+
+
+@pytest.mark.parametrize("table", ["x", {"names": ["a"]}, {"names": 3, "ids": [1]}, {"names": [1]}])
+def test_a_class_table_that_is_none_is_left_alone(table, tmp_path: Path) -> None:
+    source = read_source(write_other(live_model("refine"), tmp_path / "m.pth", "official"))
+    source.content["classes"] = table
+    assert convert(source).classes == {"names": [], "ids": []}
 
 
 @pytest.mark.parametrize(

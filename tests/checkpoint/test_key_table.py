@@ -83,6 +83,14 @@ def test_a_part_that_is_missing_is_told(lost: str) -> None:
     assert (renamed.incomplete, renamed.tensors) == (["fused_bias"], {})
 
 
+@pytest.mark.parametrize("shapes", [[(2, 2), (2, 3), (2, 2)], [(3, 2), (1, 2), (2, 2)]])
+def test_parts_of_different_shapes_are_told(shapes) -> None:
+    """Also where the rows of all three together are as many as they should be."""
+    pieces = {f"{letter}.weight": torch.zeros(shape) for letter, shape in zip("qkv", shapes)}
+    renamed = read(pieces, PARTS)
+    assert (renamed.incomplete, renamed.tensors) == (["fused_weight"], {})
+
+
 COPIES = [Rule("a.{p}", "x.{p}"), Rule("b.{p}", "x.{p}", optional="a second copy")]
 
 
@@ -95,6 +103,8 @@ COPIES = [Rule("a.{p}", "x.{p}"), Rule("b.{p}", "x.{p}", optional="a second copy
         ([1.0], [[1.0]], False),
         ([float("nan"), 2.0], [float("nan"), 2.0], True),
         ([float("nan"), 2.0], [1.0, 2.0], False),
+        ([float("nan"), 2.0], [0.5, 2.0], False),
+        ([float("inf"), 2.0], [torch.finfo(torch.float32).max, 2.0], False),
     ],
 )
 def test_copies_must_agree(one, other, agree: bool) -> None:

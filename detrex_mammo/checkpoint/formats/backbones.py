@@ -47,6 +47,12 @@ HUGGINGFACE = (
     ("encoder.stages.{s}.layers.{b}.shortcut.convolution.weight", "res{s+2}.{b}.shortcut.weight"),
     ("encoder.stages.{s}.layers.{b}.shortcut.normalization.{n}", "res{s+2}.{b}.shortcut.norm.{n}"),
 )
+# Settings of transformers' ResNet that leave no trace in names and shapes, and their only values.
+RESNET_FIXED = {
+    "downsample_in_bottleneck": False,  # True: the stride is in the 1x1 convolution
+    "downsample_in_first_stage": False,
+    "hidden_act": "relu",
+}
 COUNTERS = "a counter of batches, which a norm with fixed statistics does not need"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from detrex_mammo.checkpoint.formats.backbones import (
     COUNTERS,
     HUGGINGFACE,
+    RESNET_FIXED,
     TORCHVISION,
     backbone_rules,
     blocks_of,
@@ -126,8 +127,7 @@ def settings(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     if queries in config:
         known["num_queries"] = config[queries]
     if config:
-        backbone = config.get("backbone_config") or {}
-        options = {**backbone, **(config.get("backbone_kwargs") or {})}
+        options = {**_mapping(config, "backbone_config"), **_mapping(config, "backbone_kwargs")}
         known["dc5"] = bool(config.get("dilation")) or options.get("output_stride") == 16
     if isinstance(config.get("id2label"), Mapping):
         known["id2label"] = {int(index): str(n) for index, n in config["id2label"].items()}
@@ -139,6 +139,14 @@ def settings(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     return known, _refused(config)
 
 
+def _mapping(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Settings inside settings; none where there is null."""
+    inner = config.get(name) or {}
+    if not isinstance(inner, Mapping):
+        raise ValueError(f"{name} is {inner!r}, no mapping")
+    return inner
+
+
 def _refused(config: Mapping[str, Any]) -> dict[str, Any]:
     fixed = {
         "model_type": "deformable_detr",
@@ -147,10 +155,12 @@ def _refused(config: Mapping[str, Any]) -> dict[str, Any]:
         "decoder_attention_heads": config.get("encoder_attention_heads"),
         "decoder_ffn_dim": config.get("encoder_ffn_dim"),
     }
+    backbone = _mapping(config, "backbone_config")
     return {
-        f"config.json's {name}": (config[name], allowed)
-        for name, allowed in fixed.items()
-        if name in config and allowed is not None and config[name] != allowed
+        f"config.json's {name}": (settings[name], allowed)
+        for settings, wanted in ((config, fixed), (backbone, RESNET_FIXED))
+        for name, allowed in wanted.items()
+        if name in settings and allowed is not None and settings[name] != allowed
     }
 
 
