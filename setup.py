@@ -27,6 +27,7 @@ INSTALL_REQUIRES = [
     "opencv-python-headless>=4.6",  # 16-bit image files, breast contours, resizing
     "Pillow>=9.1",  # detectron2's image reading and transforms
     "pydicom>=3.0",  # mammograms; with NumPy alone it decodes uncompressed and RLE Lossless
+    "defusedxml>=0.7",  # Pascal VOC and other XML from strangers, without its bombs
     "pycocotools>=2.0.6",  # COCO's twelve numbers
     "matplotlib>=3.5",  # curves and drawings
     "tensorboard>=2.11",  # metrics while training
