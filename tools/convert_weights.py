@@ -23,7 +23,8 @@ how each format was checked:
   tao            the same lists; once, live, four models of TAO's modules, of one image each, as TAO
                  does not mask padding: 4e-6, 5e-7
 Files of no other kind are known: Caffe2 backbones (detectron2's MSRA), mmdetection 2.x, encrypted
-TAO files and TAO's GCViT are refused.
+TAO files and TAO's GCViT are refused. So is a checkpoint that mmdetection's training wrote, because
+it holds objects: make it one of weights with mmdetection's tools/model_converters/publish_model.py.
 """
 
 
@@ -67,7 +68,10 @@ def main() -> None:
         key, equals, value = item.partition("=")
         if not equals:
             raise UserError(f"--assume has {item!r}, but must have key=value")
-        assume[key] = yaml.safe_load(value)
+        try:
+            assume[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--assume has {item!r}, whose value cannot be read") from error
     convert_file(
         args.source,
         args.target,

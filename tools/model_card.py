@@ -8,6 +8,7 @@ from pathlib import Path
 from detrex_mammo.errors import run_tool
 from detrex_mammo.zoo.card import write_card
 from detrex_mammo.zoo.energy import KG_PER_KWH
+from detrex_mammo.zoo.run_folder import damage_told
 
 
 def main() -> None:
@@ -20,7 +21,8 @@ def main() -> None:
         "--kg-per-kwh", type=float, default=KG_PER_KWH, help="CO2 of its electricity (%(default)s)"
     )
     args = parser.parse_args()
-    out = write_card(args.folder, args.out, args.license, args.watts, args.kg_per_kwh)
+    with damage_told(args.folder):
+        out = write_card(args.folder, args.out, args.license, args.watts, args.kg_per_kwh)
     print(f"wrote {out}")
 
 

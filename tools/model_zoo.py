@@ -8,6 +8,7 @@ from pathlib import Path
 from detrex_mammo.errors import run_tool
 from detrex_mammo.zoo.entry import add_entry
 from detrex_mammo.zoo.page import PAGE, build, check
+from detrex_mammo.zoo.run_folder import damage_told
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,7 +25,9 @@ def main() -> None:
     building.add_argument("--check", action="store_true", help="write nothing, compare")
     args = parser.parse_args()
     if args.command == "add":
-        print(f"wrote {add_entry(args.folder, args.root, args.name, args.url)}")
+        with damage_told(args.folder):
+            path = add_entry(args.folder, args.root, args.name, args.url)
+        print(f"wrote {path}")
     elif args.check:
         check(args.root)
         print(f"{PAGE} is what zoo/*.json gives")

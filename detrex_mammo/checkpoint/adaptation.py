@@ -43,6 +43,11 @@ class Policy:
                 raise UserError(
                     f"train.init.{name} is {getattr(self, name)!r}, but must be true or false"
                 )
+        if self.classes == "same" and not self.objectness:
+            raise UserError(
+                "train.init.objectness is False, but train.init.classes keeps the heads as they "
+                "are: set train.init.classes=reinitialise or by_name too"
+            )
         if not isinstance(self.min_share, (int, float)) or not 0 <= self.min_share <= 1:
             raise UserError(f"train.init.min_share is {self.min_share!r}, but must be in [0, 1]")
 
@@ -204,10 +209,11 @@ def _check_order(names: Sequence[str], stored: Sequence[str], report: LoadReport
     here, there = [n.casefold() for n in names], [n.casefold() for n in stored]
     if not here or not there or here == there:
         return
-    if sorted(here) == sorted(there):
+    moved = [a for i, a in enumerate(here) if a in there and there.index(a) != i]
+    if moved and len(here) == len(there):
         raise UserError(
-            f"the checkpoint's classes are {', '.join(stored)}, the data set's the same in another "
-            f"order ({', '.join(names)}): set train.init.classes=by_name"
+            f"the checkpoint's classes are {', '.join(stored)}, the data set's {', '.join(names)}, "
+            f"with {names[here.index(moved[0])]!r} at another place: set train.init.classes=by_name"
         )
     if len(here) == len(there):
         report.notes.append(

@@ -13,6 +13,7 @@ from detrex_mammo.config import find_shipped, get_config
 from detrex_mammo.errors import UserError
 
 Shapes = Mapping[str, tuple[int, ...]]
+_MOST = 100_000  # of anything that is counted
 _BASE = "configs/common/models/deformable_detr_r50.py"
 _OF_BACKBONE = ("depth", "stem_out_channels", "res2_out_channels", "dc5")
 _OF_TRANSFORMER = (
@@ -124,7 +125,8 @@ def check_settings(told: Mapping[str, Any], path: str) -> None:
             allowed, fits = "True or False", isinstance(value, bool)
         elif kind is int:
             least = 0 if field.name == "num_encoder_layers" else 1
-            allowed, fits = f"a whole number from {least}", type(value) is int and value >= least
+            allowed = f"a whole number from {least} to {_MOST}"
+            fits = type(value) is int and least <= value <= _MOST
         elif kind is float:
             allowed = "a number in [0, 1]"
             fits = type(value) in (int, float) and 0 <= value <= 1

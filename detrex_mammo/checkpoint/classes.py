@@ -70,11 +70,21 @@ def class_table(num_classes: int, told: Mapping[str, Any]) -> dict[str, list]:
     names = _names(told)
     if not names and num_classes == 80 and "id2label" not in told:
         return coco_table()
+    if not names and is_coco91(num_classes, told):
+        return _coco91_table()
     if set(names) != set(range(num_classes)):
         return {"names": [], "ids": []}
     ordered = [names[index] for index in range(num_classes)]
     coco = coco_table()
     return coco if ordered == coco["names"] else {"names": ordered, "ids": list(range(num_classes))}
+
+
+def _coco91_table() -> dict[str, list]:
+    """An output for each number up to 90, as published: those without a class are "N/A"."""
+    coco = coco_table()
+    names = dict(zip(coco["ids"], coco["names"]))
+    numbers = list(range(COCO_OUTPUTS))
+    return {"names": [names.get(number, "N/A") for number in numbers], "ids": numbers}
 
 
 def _names(told: Mapping[str, Any]) -> dict[int, str]:

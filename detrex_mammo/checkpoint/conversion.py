@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from omegaconf.errors import OmegaConfBaseException
 
 from detrex_mammo.checkpoint import classes, heads, key_table
 from detrex_mammo.checkpoint.architecture import SETTINGS, Architecture, check_settings, infer
@@ -106,13 +107,15 @@ def convert(
     unknown = [name for name in assume or {} if name not in SETTINGS]
     if unknown:
         raise UserError(f"{unknown[0]!r} is no setting of a model; use {', '.join(SETTINGS)}")
-    name = format_name or detect_format(source)
+    name = detect_format(source)
+    if format_name and format_name != name:
+        if format_name not in FORMATS:
+            raise UserError(f"format is {format_name!r}, but must be one of {', '.join(FORMATS)}")
+        raise UserError(f"{source.path!r} has the names of the {name} format, not {format_name}")
     if name == imagenet.NAME:
         return _convert_backbone(source)
-    module = DETECTORS.get(name)
-    if module is None:
-        raise UserError(f"format is {name!r}, but must be one of {', '.join(FORMATS)}")
-    told, refused = _settings(module, source)
+    module = DETECTORS[name]
+    told, refused = read_settings(module, source)
     for setting, (found, allowed) in refused.items():
         raise UserError(
             f"{setting} of {source.path!r} is {found!r}, but only {allowed!r} is supported"
@@ -126,13 +129,16 @@ def convert(
     return _convert_detector(source, name, told, class_policy)
 
 
-def _settings(module: ModuleType, source: Source) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_settings(module: ModuleType, source: Source) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a file tells; a stranger's file may tell anything."""
     try:
         return module.settings(source.content)
     except UserError:
         raise
-    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+    except (
+        TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RecursionError,
+        OmegaConfBaseException,
+    ) as error:  # fmt: skip
         raise UserError(
             f"what {source.path!r} tells of its model cannot be read "
             f"({type(error).__name__}: {error}): repair its config"
@@ -154,6 +160,7 @@ def _convert_detector(
 ) -> Converted:
     table = DETECTORS[name].table(*count_levels(source.state))
     renamed = key_table.read(source.state, table)
+    _check_kinds(renamed.tensors, source.path)
     copied = any(rule.when == "with_box_refine" for rule in renamed.used)
     has_own = copied or heads.layers_differ(renamed.tensors)
     try:
@@ -171,6 +178,16 @@ def _convert_detector(
         _reduce(result)
     _note_assumptions(result)
     return result
+
+
+def _check_kinds(state: Mapping[str, torch.Tensor], path: str) -> None:
+    """Weights are floating-point numbers that are there."""
+    for name, tensor in state.items():
+        if not tensor.is_floating_point() or tensor.is_meta or tensor.layout != torch.strided:
+            raise UserError(
+                f"{name} (by our names) of checkpoint {path!r} is a tensor of {tensor.dtype} "
+                f"({tensor.device.type}, {tensor.layout}), but weights are floating-point numbers"
+            )
 
 
 def _check(source, name, renamed, table, state, architecture) -> None:
@@ -273,6 +290,7 @@ def _convert_backbone(source: Source) -> Converted:
     if found is None:
         raise UserError(f"checkpoint {source.path!r} holds no ResNet with known names")
     renamed = key_table.read(source.state, imagenet.table(*found))
+    _check_kinds(renamed.tensors, source.path)
     config = source.content.get("config_json") or {}
     for name, allowed in backbones.RESNET_FIXED.items():
         if config.get(name, allowed) != allowed:

@@ -3,6 +3,7 @@
 
 import datetime
 import importlib.metadata
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,8 +77,17 @@ def provenance(
             if isinstance(verification, Verification)
             else {"passed": None, "reason": verification}
         ),
-        **({"earlier": before} if isinstance(before, Mapping) else {}),
+        **({"earlier": before} if _is_plain(before) else {}),
     }
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a stranger's provenance is a mapping of plain values, which JSON can hold."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return isinstance(value, Mapping)
 
 
 def _verify(source: Source, converted: Converted, check: bool | None) -> Verification | str:
@@ -89,7 +99,8 @@ def _verify(source: Source, converted: Converted, check: bool | None) -> Verific
         logger.warning("not verified: %s", reason)
         return reason
     result = verify(source, converted)
-    logger.info("verified: %s", result.describe())
+    verdict = "verified" if result.checks_names else "model verified, names by their table alone"
+    logger.info("%s: %s", verdict, result.describe())
     return result
 
 

@@ -37,7 +37,7 @@ class Pattern:
     def _expression(self) -> re.Pattern[str]:
         parts, end = [], 0
         for found in _FIELD.finditer(self.text):
-            kind = _KINDS.get(found[1], r"\d+")
+            kind = _KINDS.get(found[1], r"\d{1,3}")  # no model has a thousand layers
             parts += [re.escape(self.text[end : found.start()]), f"(?P<{found[1]}>{kind})"]
             end = found.end()
         return re.compile("".join(parts) + re.escape(self.text[end:]))

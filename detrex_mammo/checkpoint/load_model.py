@@ -2,11 +2,10 @@
 """A model from a checkpoint alone, whatever project wrote it."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from detrex_mammo.checkpoint.classes import stored_table
@@ -14,23 +13,12 @@ from detrex_mammo.checkpoint.conversion import OURS, convert, detect_format
 from detrex_mammo.checkpoint.formats import imagenet
 from detrex_mammo.checkpoint.loading import load_weights
 from detrex_mammo.checkpoint.reading import Source, read_source
+from detrex_mammo.checkpoint.trusted import build_model
 from detrex_mammo.checkpoint.verification import build
-from detrex_mammo.config import instantiate, load_config_text
+from detrex_mammo.config import load_config_text
 from detrex_mammo.errors import UserError
 
 logger = logging.getLogger(__name__)
-# What the config inside a stranger's file may build: whole names, as any other may run code.
-_MAY_BUILD = {
-    f"detrex_mammo.modeling.{name}"
-    for name in (
-        "backbone.TimmBackbone",
-        "backbone.build_resnet",
-        "criterion.SetCriterion",
-        "detector.DeformableDETR",
-        "matcher.HungarianMatcher",
-        "transformer.DeformableTransformer",
-    )
-}
 
 
 def load_model(
@@ -76,28 +64,6 @@ def load_model(
 
 def _build_own(source: Source) -> nn.Module:
     cfg = load_config_text(source.content["config"], f"the config of {source.path}")
-    node = cfg.get("model")
-    if not isinstance(node, DictConfig):
-        raise UserError(f"the config of checkpoint {source.path!r} has no model")
-    for target in _targets(OmegaConf.to_container(node, resolve=False)):
-        if target not in _MAY_BUILD:
-            raise UserError(
-                f"the config of checkpoint {source.path!r} builds {target!r}, which is not run "
-                "because a stranger's file could run anything: build the model from your own config"
-            )
-    if "pretrained" in node.get("backbone", {}):
-        node.backbone.pretrained = False  # its weights are in the file
-    model = instantiate(node)
+    model = build_model(cfg, f"checkpoint {source.path}")
     load_weights(model, source.state, source.path)
     return model
-
-
-def _targets(value: Any) -> Iterator[str]:
-    if isinstance(value, Mapping):
-        if "_target_" in value:
-            yield str(value["_target_"])
-        for item in value.values():
-            yield from _targets(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _targets(item)

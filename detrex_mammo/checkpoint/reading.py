@@ -73,6 +73,8 @@ def read_source(path: str | Path) -> Source:
         content.pop(key, None)
     if folder is not None:
         content["config_json"] = _read_json(folder / "config.json")
+        if (folder / "provenance.json").is_file():  # our own writer's
+            content["provenance"] = _read_json(folder / "provenance.json")
         if (folder / "preprocessor_config.json").is_file():
             content["processor_json"] = _read_json(folder / "preprocessor_config.json")
     return Source(str(path), state, content, folder)
@@ -236,11 +238,17 @@ def _read_torch(path: Path) -> Any:
         if found:
             raise UserError(
                 f"checkpoint {str(path)!r} holds a Python object ({found.group(1)}) beside its "
-                "weights and is not opened, because that could run code: save its weights alone"
+                f"weights and is not opened, because that could run code: {_advice(found.group(1))}"
             ) from error
         raise _broken(path) from error
     except Exception as error:
         raise _broken(path) from error
+
+
+def _advice(name: str) -> str:
+    if name.startswith("mmengine."):
+        return "keep its weights by mmdetection's tools/model_converters/publish_model.py"
+    return "save its weights alone"
 
 
 def _broken(path: Path) -> UserError:

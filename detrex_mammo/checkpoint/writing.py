@@ -57,8 +57,16 @@ def save(converted: Converted, target: str | Path, to: str, provenance: Mapping[
             f"{str(target)!r} cannot be written ({error}): free space, or give another place"
         ) from error
     finally:
-        shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
+        _remove(partial)
     return target
+
+
+def _remove(path: Path) -> None:
+    """Delete what was half written, if anything was."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif path.is_file():
+        path.unlink()
 
 
 def require_free(target: str | Path) -> Path:
@@ -143,7 +151,9 @@ def _write_huggingface(converted: Converted, path: Path, provenance: dict[str, A
     save_file(_without_copies(state), path / "model.safetensors", metadata={"format": "pt"})
     files = {
         "config.json": huggingface.config(architecture, converted.classes),
-        "preprocessor_config.json": huggingface.processor(architecture),
+        "preprocessor_config.json": huggingface.processor(
+            architecture, converted.told.get("test_size")
+        ),
         "provenance.json": provenance,
     }
     for name, content in files.items():

@@ -6,13 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from detrex_mammo.checkpoint.adaptation import LoadReport, Policy, adapt
 from detrex_mammo.checkpoint.architecture import Architecture, settings_of
-from detrex_mammo.checkpoint.classes import COCO_OUTPUTS
-from detrex_mammo.checkpoint.conversion import DETECTORS, OURS, Converted, convert, detect_format
+from detrex_mammo.checkpoint.classes import COCO_OUTPUTS, stored_table
+from detrex_mammo.checkpoint.conversion import (
+    DETECTORS,
+    OURS,
+    Converted,
+    convert,
+    detect_format,
+    read_settings,
+)
 from detrex_mammo.checkpoint.formats import imagenet, own
 from detrex_mammo.checkpoint.loading import load_weights
 from detrex_mammo.checkpoint.reading import Source, read_source
@@ -80,6 +88,7 @@ def load_initial(
         return
     _check_settings(initial, cfg, path)
     _adopt_eps(initial, model, cfg)
+    _normalise_alike(initial, model, cfg, evaluate)
     state, report = adapt(
         initial.state, model.state_dict(), policy, class_names, initial.class_names
     )
@@ -129,10 +138,8 @@ def _format(source: Source) -> str:
 
 
 def _own(source: Source) -> Initial:
-    told, _ = own.settings(source.content)
-    table = source.content.get("classes")
-    names = (table.get("names") if isinstance(table, Mapping) else None) or ()
-    return Initial(source.state, OURS, [str(name) for name in names], told)
+    told, _ = read_settings(own, source)
+    return Initial(source.state, OURS, stored_table(source.content)["names"], told)
 
 
 def _policy(cfg: DictConfig, evaluate: bool) -> Policy:
@@ -191,17 +198,25 @@ def _check_settings(initial: Initial, cfg: DictConfig, path: str) -> None:
             f"checkpoint {path!r} has {name} {seen[name]!r}, but the config's model "
             f"{ours[name]!r}: use the config it was trained with"
         )
+
+
+def _normalise_alike(initial: Initial, model: nn.Module, cfg: DictConfig, evaluate: bool) -> None:
+    """Evaluate weights on images normalised as in their training; training may choose its own."""
+    told, ours = initial.told or {}, settings_of(cfg.get("model"))
     for name in ("pixel_mean", "pixel_std"):
-        if name in told and name in ours:
-            pairs = zip(told[name], ours[name])
-            if any(abs(one - other) > 0.01 for one, other in pairs):
-                logger.warning(
-                    "%s was trained with %s %s, this model has %s",
-                    path,
-                    name,
-                    list(told[name]),
-                    list(ours[name]),
-                )
+        if name not in told or name not in ours or not hasattr(model, name):
+            continue
+        stored = [float(value) for value in told[name]]
+        if all(abs(one - other) <= 0.01 for one, other in zip(stored, ours[name])):
+            continue
+        if evaluate:
+            buffer = getattr(model, name)
+            buffer.copy_(torch.tensor(stored).view_as(buffer))
+            cfg.model[name] = stored
+            text = "model.%s is now %s, as these weights need, not %s"
+        else:
+            text = "these weights were trained with model.%s %s, this run has %s"
+        logger.warning(text, name, stored, list(ours[name]))
 
 
 def _adopt_eps(initial: Initial, model: nn.Module, cfg: DictConfig) -> None:

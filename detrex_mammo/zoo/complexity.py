@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from detrex_mammo.config import instantiate
+from detrex_mammo.checkpoint.trusted import build_model
 from detrex_mammo.layers import MultiScaleDeformableAttention
 
 logger = logging.getLogger(__name__)
@@ -51,7 +50,7 @@ def measure(config: Mapping[str, Any]) -> Complexity:
     """
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")
-        model = instantiate(OmegaConf.create(config["model"], flags={"allow_objects": True}))
+        model = build_model(config, "the run")
     model.requires_grad_(False)  # the counter cannot follow views of what needs a gradient
     size = largest_input(config)
     counted = None

@@ -182,6 +182,8 @@ def _verified(verified: Mapping[str, Any] | None) -> str:
         return "not verified"
     largest = ", ".join(f"{name} {value:.1e}" for name, value in verified["largest"].items())
     verdict = "verified" if verified["passed"] else "verification failed"
+    if verified.get("source_weights") != "as stored":
+        verdict = f"model {verdict}, names by their table alone,"
     return f"{verdict} against {verified['against']}, largest differences: {largest}"
 
 

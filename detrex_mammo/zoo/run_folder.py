@@ -6,7 +6,8 @@ Nothing is guessed: what no file tells is None.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,23 @@ from detrex_mammo.errors import UserError
 from detrex_mammo.evaluation.predictions import read_annotations, read_predictions
 
 PREDICTIONS = "coco_instances_results.json"
+
+
+@contextmanager
+def damage_told(folder: str | Path) -> Iterator[None]:
+    """Turn what a damaged file of a run leads to into one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (
+        TypeError, ValueError, KeyError, AttributeError, IndexError, OmegaConfBaseException,
+    ) as error:  # fmt: skip
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"a file of the run in {str(folder)!r} is damaged ({type(error).__name__}: {reason}): "
+            "evaluate again"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -219,7 +219,7 @@ def test_a_dictionary_of_something_else_is_no_backbone() -> None:
     message = sentence(detect_format, Source("m.pth", {"layer1.weight": torch.zeros(1)}))
     assert "no known format" in message and "layer1.weight" in message
     message = sentence(convert, Source("m.pth", {"x": torch.zeros(1)}), "backbone")
-    assert "no ResNet with known names" in message
+    assert "of no known format" in message
 
 
 def test_depths_are_those_that_can_be_built() -> None:

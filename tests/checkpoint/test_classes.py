@@ -117,7 +117,6 @@ def test_class_table_of_names_the_file_tells() -> None:
     ("outputs", "told"),
     [
         (2, {}),
-        (91, {}),
         (2, {"id2label": {0: "LABEL_0", 1: "LABEL_1"}}),
         (80, {"id2label": {i: f"LABEL_{i}" for i in range(80)}}),
         (3, {"id2label": {0: "a", 1: "b"}}),  # fewer names than outputs

@@ -156,15 +156,46 @@ def test_what_is_assumed_is_said() -> None:
     assert "dc5 is taken to be False" in notes
 
 
-def test_wrong_format_setting_and_file() -> None:
+def test_images_that_are_not_normalised(tmp_path: Path) -> None:
+    live_model("multi_scale").save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "preprocessor_config.json").write_text('{"do_normalize": false}')
+    architecture = convert(read_source(tmp_path / "model")).architecture
+    assert architecture.pixel_mean == (0.0, 0.0, 0.0)
+    assert architecture.pixel_std == (255.0, 255.0, 255.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
+def test_weights_are_numbers_with_a_point(dtype, tmp_path: Path) -> None:
+    source = read_source(write_other(live_model("refine"), tmp_path / "m.pth", "official"))
+    source.state["transformer.level_embed"] = source.state["transformer.level_embed"].to(dtype)
+    with pytest.raises(UserError, match="weights are floating-point numbers"):
+        convert(source)
+    source.state["transformer.level_embed"] = torch.empty(4, 64, device="meta")
+    with pytest.raises(UserError, match="meta"):
+        convert(source)
+
+
+def test_layers_by_the_million_are_not_built(tmp_path: Path) -> None:
+    source = read_source(write_other(live_model("refine"), tmp_path / "m.pth", "tao"))
+    prefix = "model.model.transformer.decoder.layers."
+    for number in ("999999999", "9" * 5000):
+        source.state[f"{prefix}{number}.linear1.weight"] = torch.zeros(1)
+    with pytest.raises(UserError, match="2 unexpected"):
+        convert(source, assume=SIZES)
+
+
+def test_wrong_format_setting_and_file(tmp_path: Path) -> None:
+    source = read_source(write_other(live_model("refine"), tmp_path / "m.pth", "official"))
     with pytest.raises(UserError, match="format is 'tensorflow', but must be one of official"):
-        convert(Source("x", {}), "tensorflow")
+        convert(source, "tensorflow")
+    with pytest.raises(UserError, match="has the names of the official format, not detrex"):
+        convert(source, "detrex")
     with pytest.raises(UserError, match="'heads' is no setting of a model"):
         convert(Source("x", {}), "official", {"heads": 8})
     with pytest.raises(UserError, match="of no known format"):
         detect_format(Source("x.pth", {"a.weight": torch.zeros(1), "b.bias": torch.zeros(1)}))
     with pytest.raises(UserError, match="not a whole model"):
-        convert(Source("x.pth", {"a.weight": torch.zeros(1)}), "official")
+        convert(Source("x.pth", {"backbone.0.body.conv1.weight": torch.zeros(1)}), "official")
 
 
 @pytest.mark.parametrize(

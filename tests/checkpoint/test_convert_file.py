@@ -80,6 +80,7 @@ def test_a_report_of_everything_that_does_not_fit(tmp_path: Path) -> None:
         (["tests", "t.pth"], "has neither model.safetensors nor pytorch_model.bin"),
         (["README.md", "README.md"], "exists: remove it"),
         (["README.md", "t.pth", "--assume", "dc5"], "must have key=value"),
+        (["README.md", "t.pth", "--assume", "num_heads=[1"], "value cannot be read"),
     ],
 )
 def test_mistakes_are_one_sentence(arguments, told: str, tmp_path: Path) -> None:

@@ -115,6 +115,37 @@ def test_a_url(tmp_path: Path, monkeypatch) -> None:
     assert model.num_queries == NUM_QUERIES
 
 
+@pytest.mark.parametrize("place", ["backbone", "criterion", "transformer"])
+@pytest.mark.parametrize("reference", ["${evil}", "${oc.decode:'${evil}'}"])
+def test_an_interpolation_hides_nothing(place: str, reference: str, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    content = torch.load(DEMO, weights_only=True)
+    config = yaml.safe_load(content["config"])
+    config["evil"] = {"_target_": "os.system", "command": f"touch {victim}"}
+    config["model"][place] = reference
+    torch.save({**content, "config": yaml.safe_dump(config)}, tmp_path / "m.pth")
+    with pytest.raises(UserError):
+        load_model(tmp_path / "m.pth")
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_queries": "${nothing.there}"},
+        {"num_queries": "${model.num_queries}"},
+        {"transformer": 5},
+        {"bogus": 1},
+        {"num_queries": "many"},
+        {"in_features": {}},
+    ],
+)
+def test_a_damaged_config_is_one_sentence(changes, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load_model(rewritten(tmp_path, **changes))
+    assert "\n" not in str(caught.value)
+
+
 def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         load_model(tmp_path / "none.pth")

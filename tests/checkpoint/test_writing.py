@@ -5,6 +5,7 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,6 +15,7 @@ from detrex_mammo.checkpoint.conversion import Converted, convert
 from detrex_mammo.checkpoint.reading import read_source
 from detrex_mammo.checkpoint.verification import build
 from detrex_mammo.checkpoint.writing import save
+from detrex_mammo.config import find_shipped
 from detrex_mammo.errors import UserError
 from tests.checkpoint.live_models import assert_equal, live_model, write_huggingface, write_other
 from tests.modeling.hf_oracle import NUM_QUERIES, VARIANTS
@@ -55,6 +57,26 @@ def test_huggingface_keeps_names_of_classes_and_normalisation(tmp_path: Path) ->
     assert processor.image_std == pytest.approx([0.229, 0.224, 0.225])
     assert processor.size["shortest_edge"] == 800
     assert processor.size["longest_edge"] == 1333
+
+
+def test_images_get_the_size_of_training(tmp_path: Path) -> None:
+    """The demo's test images are made to fit into 384x224, not 800 to 1333."""
+    source = convert(read_source(find_shipped("projects/mammography/checkpoints/demo_small.pth")))
+    folder = save(source, tmp_path / "target", "huggingface", {})
+    processor = AutoImageProcessor.from_pretrained(folder)
+    image = np.zeros((3, 1000, 500), dtype=np.uint8)
+    pixels = processor(images=image, return_tensors="pt")["pixel_values"]
+    assert pixels.shape[-2:] == (384, 192)
+
+
+def test_cocos_91_outputs_keep_their_names(tmp_path: Path) -> None:
+    path = write_other(live_model("two_stage", num_classes=91), tmp_path / "m.pth", "official")
+    source = convert(read_source(path), class_policy="keep")
+    folder = save(source, tmp_path / "target", "huggingface", {})
+    names = DeformableDetrForObjectDetection.from_pretrained(folder).config.id2label
+    assert (names[0], names[1], names[12], names[90]) == ("N/A", "person", "N/A", "toothbrush")
+    again = convert(read_source(folder))
+    assert again.architecture.num_classes == 80  # still known as COCO's
 
 
 @pytest.mark.parametrize("variant", ["single_scale", "single_scale_dc5", "multi_scale", "refine"])

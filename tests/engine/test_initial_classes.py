@@ -115,7 +115,7 @@ def test_other_order_of_classes(configs, live, tmp_path: Path, capsys) -> None:
     config, right = configs["two_stage"], write_own(live["two_stage"], tmp_path / "right.pth")
     for arguments in ([], ["--eval-only"]):
         error = refuse(capsys, config, tmp_path / "turned.pth", tmp_path / "run", *arguments)
-        assert "in another order" in error and "train.init.classes=by_name" in error
+        assert "at another place" in error and "train.init.classes=by_name" in error
     by_name = "train.init.classes=by_name"
     found = evaluate(config, tmp_path / "turned.pth", tmp_path / "run", by_name)
     assert found == evaluate(config, right, tmp_path / "right")
@@ -126,7 +126,7 @@ def test_other_order_of_classes(configs, live, tmp_path: Path, capsys) -> None:
     [
         ("train.init.classes=reinitialise", "evaluates the checkpoint's own heads"),
         ("train.init.boxes=false", "evaluates the checkpoint's own heads"),
-        ("train.init.objectness=false", "evaluates the checkpoint's own heads"),
+        ("train.init.objectness=false", "keeps the heads as they are"),
         ("train.init.classes=by_name", "has none for mass, asymmetry, distortion, skin"),
         ("train.init.classes={mass: nodule}", "has none for calcification, asymmetry"),
     ],

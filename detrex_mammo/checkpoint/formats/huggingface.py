@@ -132,11 +132,26 @@ def settings(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     if isinstance(config.get("id2label"), Mapping):
         known["id2label"] = {int(index): str(n) for index, n in config["id2label"].items()}
     processor = content.get("processor_json") or {}
-    scale = 1 / float(processor.get("rescale_factor") or 1 / 255)
-    for name, ours in (("image_mean", "pixel_mean"), ("image_std", "pixel_std")):
-        if isinstance(processor.get(name), list) and processor.get("do_normalize", True):
-            known[ours] = [round(scale * value, 6) for value in processor[name]]
+    known.update(_normalisation(processor))
+    if isinstance(processor.get("size"), Mapping) and processor.get("do_resize", True):
+        known["test_size"] = dict(processor["size"])
     return known, _refused(config)
+
+
+def _normalisation(processor: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Mean and deviation of pixels in [0, 255]; nothing where there is no processor."""
+    if not processor:
+        return {}
+    rescales = processor.get("do_rescale", True)
+    scale = 1 / float(processor.get("rescale_factor") or 1 / 255) if rescales else 1.0
+    if not processor.get("do_normalize", True):
+        return {"pixel_mean": [0.0] * 3, "pixel_std": [scale] * 3}
+    names = {"image_mean": "pixel_mean", "image_std": "pixel_std"}
+    return {
+        ours: [round(scale * float(value), 6) for value in processor[name]]
+        for name, ours in names.items()
+        if isinstance(processor.get(name), list)
+    }
 
 
 def _mapping(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -217,13 +232,21 @@ def _backbone_config(architecture: Any) -> dict[str, Any]:
     }
 
 
-def processor(architecture: Any, shortest: int = 800, longest: int = 1333) -> dict[str, Any]:
-    """``preprocessor_config.json``: the published size of test images, and our normalisation."""
+PUBLISHED_SIZE = {"shortest_edge": 800, "longest_edge": 1333}
+
+
+def processor(architecture: Any, size: Mapping[str, int] | None) -> dict[str, Any]:
+    """``preprocessor_config.json``.
+
+    Args:
+        architecture: tells the normalisation.
+        size: of test images, as transformers has it; None for the published one.
+    """
     return {
         "image_processor_type": "DeformableDetrImageProcessor",
         "format": "coco_detection",
         "do_resize": True,
-        "size": {"shortest_edge": shortest, "longest_edge": longest},
+        "size": dict(size or PUBLISHED_SIZE),
         "resample": 2,
         "do_rescale": True,
         "rescale_factor": 1 / 255,

@@ -4,6 +4,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from detrex_mammo.checkpoint.architecture import settings_of
 from detrex_mammo.checkpoint.formats.backbones import COUNTERS, DETECTRON2, backbone_rules
 from detrex_mammo.checkpoint.formats.official import transformer
@@ -31,4 +33,25 @@ def settings(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     if not isinstance(content.get("config"), str):
         return {}, {}
     cfg = load_config_text(content["config"], "the checkpoint's config")
-    return settings_of(cfg.get("model")), {}
+    known = settings_of(cfg.get("model"))
+    test = OmegaConf.select(cfg, "dataloader.test")
+    size = _test_size(OmegaConf.to_container(test, resolve=True)) if test else None
+    return {**known, **({"test_size": size} if size else {})}, {}
+
+
+def _test_size(node: Any) -> dict[str, int] | None:
+    """Size of test images in transformers' words; None if the config resizes otherwise."""
+    if isinstance(node, Mapping):
+        step = str(node.get("_target_")).rpartition(".")[2]
+        if step == "ResizeToFit":
+            return {"max_height": int(node["height"]), "max_width": int(node["width"])}
+        if step in _SHORT_EDGE and node.get("max_size"):
+            edge = node[_SHORT_EDGE[step]]
+            edge = edge if isinstance(edge, int) else max(edge)
+            return {"shortest_edge": int(edge), "longest_edge": int(node["max_size"])}
+    inner = node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ()
+    return next((size for item in inner if (size := _test_size(item))), None)
+
+
+# Augmentation -> its argument.
+_SHORT_EDGE = {"ResizeShortEdge": "short_edges", "ResizeShortestEdge": "short_edge_length"}
