@@ -41,6 +41,7 @@ EXTRAS = {
     "dicom": ["python-gdcm>=3.0.21", "pylibjpeg>=2.0", "pylibjpeg-openjpeg>=2.0"],
     "export": ["onnx>=1.16", "onnxscript>=0.3", "onnxruntime>=1.18"],  # files that run elsewhere
     "hf": ["transformers>=4.40"],  # runs a source model to verify a conversion
+    "omidb": ["omidb>=0.13"],  # reads OPTIMAM's own database
     "timm": ["timm>=1.0"],  # any timm network as backbone
     "tune": ["ray[tune]>=2.9", "optuna>=3.5", "submitit>=1.5"],  # search, and jobs on Slurm
 }

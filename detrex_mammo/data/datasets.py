@@ -34,7 +34,10 @@ EXTRA_KEYS = (
     "breast_box",
     "chest_wall",
     "simulated",
+    "frame",
 )
+# What an annotation keeps beside its box and class.
+ANNOTATION_KEYS = ("pathology", "lesion_id", "source", "ignore")
 
 
 def load_coco_json(name: str, json_file: str, image_root: str) -> list[dict[str, Any]]:
@@ -47,8 +50,8 @@ def load_coco_json(name: str, json_file: str, image_root: str) -> list[dict[str,
 
     Returns:
         list[dict]: one record per image, with or without boxes: file_name, height, width,
-        image_id, annotations (bbox xywh, category_id from 0, iscrowd), and what the image has of
-        ``EXTRA_KEYS``.
+        image_id, annotations (bbox xywh, category_id from 0, iscrowd, and what they have of
+        ``ANNOTATION_KEYS``), and what the image has of ``EXTRA_KEYS``.
 
     Raises:
         UserError: a file is missing or not COCO JSON, a category or image id is unknown or twice
@@ -183,6 +186,7 @@ def _add_annotations(records, annotations, contiguous, json_file) -> None:
                 "bbox_mode": BoxMode.XYWH_ABS,
                 "category_id": contiguous[annotation["category_id"]],
                 "iscrowd": int(annotation.get("iscrowd", 0)),
+                **{key: annotation[key] for key in ANNOTATION_KEYS if key in annotation},
             }
         )
     if clipped:

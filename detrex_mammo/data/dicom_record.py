@@ -7,6 +7,8 @@ from typing import Any
 
 import pydicom
 
+from detrex_mammo.data.dicom_header import text_of, value_of
+
 # CBIS-DDSM writes a folder name as patient, ``Mass-Test_P_00173_LEFT_CC``; the patient is P_00173.
 _CBIS_PATIENT = re.compile(r"(?:Mass|Calc)-(?:Training|Test)_(P_\d+)_")
 # A side may stand right before the view: "LCC", "R MLO".
@@ -45,23 +47,15 @@ def describe(dataset: pydicom.Dataset) -> dict[str, Any]:
         none of its own), manufacturer, bits_stored, photometric.
     """
     return {
-        "patient_id": _patient(_text(dataset, "PatientID")),
-        "study_id": _text(dataset, "StudyInstanceUID") or None,
+        "patient_id": _patient(text_of(dataset, "PatientID")),
+        "study_id": text_of(dataset, "StudyInstanceUID") or None,
         "laterality": _laterality(dataset),
         "view": _view(dataset),
         "pixel_spacing": _spacing(dataset),
-        "manufacturer": _text(dataset, "Manufacturer") or None,
+        "manufacturer": text_of(dataset, "Manufacturer") or None,
         "bits_stored": int(dataset.BitsStored),
         "photometric": str(dataset.PhotometricInterpretation),
     }
-
-
-def _text(dataset: pydicom.Dataset, name: str) -> str:
-    """A tag's value as one string; "" if it is absent, empty or of several values."""
-    value = dataset.get(name)
-    if value is None or isinstance(value, pydicom.multival.MultiValue):
-        return ""
-    return str(value).strip()
 
 
 def _patient(patient_id: str) -> str | None:
@@ -71,8 +65,10 @@ def _patient(patient_id: str) -> str | None:
 
 def _free_texts(dataset: pydicom.Dataset) -> list[str]:
     """Where sites write side and view, upper case. A PatientOrientation of two values is none."""
-    texts = [_text(dataset, n) for n in ("PatientOrientation", "SeriesDescription", "ProtocolName")]
-    patient_id = _text(dataset, "PatientID")
+    texts = [
+        text_of(dataset, n) for n in ("PatientOrientation", "SeriesDescription", "ProtocolName")
+    ]
+    patient_id = text_of(dataset, "PatientID")
     if _CBIS_PATIENT.search(patient_id):
         texts.append(patient_id)
     return [text.upper().replace("_", " ") for text in texts]
@@ -80,7 +76,7 @@ def _free_texts(dataset: pydicom.Dataset) -> list[str]:
 
 def _laterality(dataset: pydicom.Dataset) -> str | None:
     for name in ("ImageLaterality", "Laterality"):
-        value = _text(dataset, name).upper()[:1]
+        value = text_of(dataset, name).upper()[:1]
         if value in ("L", "R"):
             return value
     for text in _free_texts(dataset):
@@ -95,11 +91,12 @@ def _laterality(dataset: pydicom.Dataset) -> str | None:
 
 
 def _view(dataset: pydicom.Dataset) -> str | None:
-    position = _text(dataset, "ViewPosition").upper()
+    position = text_of(dataset, "ViewPosition").upper()
     if position:
         return position
-    for item in dataset.get("ViewCodeSequence") or []:
-        code, meaning = _text(item, "CodeValue"), _text(item, "CodeMeaning").lower()
+    codes = value_of(dataset, "ViewCodeSequence")
+    for item in codes if isinstance(codes, pydicom.Sequence) else []:
+        code, meaning = text_of(item, "CodeValue"), text_of(item, "CodeMeaning").lower()
         view = _VIEW_CODES.get(code) or _VIEW_MEANINGS.get(meaning)
         if view:
             return view
@@ -112,9 +109,12 @@ def _view(dataset: pydicom.Dataset) -> str | None:
 
 def _spacing(dataset: pydicom.Dataset) -> list[float] | None:
     for name in _SPACINGS:
-        value = dataset.get(name)
-        if value is not None and len(value) == 2:
-            row, column = (float(part) for part in value)
+        value = value_of(dataset, name)
+        if isinstance(value, pydicom.multival.MultiValue) and len(value) == 2:
+            try:
+                row, column = (float(part) for part in value)
+            except (TypeError, ValueError):
+                continue
             if all(math.isfinite(part) and part > 0 for part in (row, column)):
                 return [row, column]
     return None

@@ -7,7 +7,9 @@ import numpy as np
 
 from detrex_mammo.errors import UserError
 
-WINDOWS = "'auto', 'window:i', 'lut:i', 'minmax', 'percentile:low,high' or 'none'"
+WINDOWS = (
+    "'auto', 'window:i', 'lut:i', 'minmax', 'percentile:low,high', 'tissue:low,high' or 'none'"
+)
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,7 @@ class WindowPolicy:
     """A parsed ``window`` setting.
 
     Attributes:
-        kind: "auto", "window", "lut", "minmax", "percentile" or "none".
+        kind: "auto", "window", "lut", "minmax", "percentile", "tissue" or "none".
         index: which window or LUT of the file, from 0.
         percentiles: (low, high) in [0, 100].
     """
@@ -31,8 +33,9 @@ class WindowPolicy:
         Args:
             text: "auto": the file's first VOI LUT or window, else as "minmax"; "window:i" or
                 "lut:i": its window or VOI LUT number i, from 0; "minmax": the range of its pixels;
-                "percentile:low,high": between two percentiles of them; "none": all that its bits
-                can store.
+                "percentile:low,high": between two percentiles of them; "tissue:low,high": of those
+                that :func:`detrex_mammo.data.breast.find_breast` says are breast; "none": all that
+                its bits can store.
 
         Raises:
             UserError: it is none of these.
@@ -42,7 +45,7 @@ class WindowPolicy:
             return cls(kind)
         if kind in ("window", "lut") and argument.isdecimal():
             return cls(kind, index=int(argument))
-        if kind == "percentile":
+        if kind in ("percentile", "tissue"):
             return cls(kind, percentiles=_two_percentiles(argument, text))
         raise UserError(f"window is {text!r}; it must be {WINDOWS}, with i from 0")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from detrex_mammo.data.breast import find_breast
 from detrex_mammo.data.grey_levels import WindowPolicy, range_of_pixels, stretch
 from detrex_mammo.errors import UserError
 
@@ -32,7 +33,10 @@ def is_dicom(path: str | os.PathLike) -> bool:
 
 
 def read_image(
-    path: str | os.PathLike, window: str = "auto", allow_for_processing: bool = False
+    path: str | os.PathLike,
+    window: str = "auto",
+    allow_for_processing: bool = False,
+    frame: int | None = None,
 ) -> np.ndarray:
     """Read a mammogram of any supported kind.
 
@@ -41,6 +45,7 @@ def read_image(
         window: see :meth:`detrex_mammo.data.grey_levels.WindowPolicy.parse`. A picture has no
             windows of its own: "auto" and "none" are all that its 8 or 16 bits can store.
         allow_for_processing: also take raw FOR PROCESSING DICOM images.
+        frame: which frame of a multi-frame DICOM file, from 0.
 
     Returns:
         np.ndarray: (H, W) float32 in [0, 255]; 16-bit pixels become fractions (value / 257).
@@ -51,16 +56,19 @@ def read_image(
     if is_dicom(path):
         from detrex_mammo.data.dicom import read_dicom  # pydicom takes a second to import
 
-        return read_dicom(path, window, allow_for_processing=allow_for_processing).pixels
+        return read_dicom(path, window, frame, allow_for_processing).pixels
     policy = WindowPolicy.parse(window)
     stored = read_picture(path)
     if policy.kind in ("window", "lut"):
         raise UserError(
             f"window is {window!r}, but {str(path)!r} is no DICOM file and has none: use 'auto', "
-            "'minmax' or 'percentile:low,high'"
+            "'minmax', 'percentile:low,high' or 'tissue:low,high'"
         )
-    if policy.kind in ("minmax", "percentile"):
-        counts = np.bincount(stored.ravel())
+    if frame:
+        raise UserError(f"frame is {frame}, but {str(path)!r} is a picture, which has one: use 0")
+    if policy.kind in ("minmax", "percentile", "tissue"):
+        counted = stored[find_breast(stored).mask] if policy.kind == "tissue" else stored
+        counts = np.bincount(counted.ravel(), minlength=int(stored.max()) + 1)
         levels = np.arange(len(counts), dtype=np.float64)
         ends = range_of_pixels(levels, counts, policy.percentiles)
         return stretch(levels, *ends).astype(np.float32)[stored]

@@ -10,6 +10,7 @@ import torch
 from detectron2.data.transforms import AugInput, Augmentation, AugmentationList
 from detectron2.structures import Boxes, Instances
 
+from detrex_mammo.data.cache import ImageCache, key_of
 from detrex_mammo.data.geometry import Geometry
 from detrex_mammo.data.image_io import to_unit_255
 from detrex_mammo.data.preprocessing import Preprocessing
@@ -29,9 +30,12 @@ class MammographyMapper:
         preprocessing: window, crop and flip, also as a dict; the defaults when None.
         cache_megabytes: keep decoded crops in memory up to this size, in each loader worker, so
             that later epochs read no file. The mapped images are the same, bit for bit.
+        cache_dir: folder that ``tools/cache_data.py`` made: nothing is decoded, and the mapped
+            images are the same, bit for bit. "" reads the files.
 
     Raises:
-        UserError: ``preprocessing`` or ``cache_megabytes`` is not possible.
+        UserError: ``preprocessing`` or ``cache_megabytes`` is not possible, or the cache was made
+            with another preprocessing.
     """
 
     def __init__(
@@ -40,6 +44,7 @@ class MammographyMapper:
         augmentations: Sequence[Augmentation] = (),
         preprocessing: Preprocessing | Mapping[str, Any] | None = None,
         cache_megabytes: float = 0,
+        cache_dir: str = "",
     ):
         if not cache_megabytes >= 0:
             raise UserError(f"cache_megabytes is {cache_megabytes}; use 0 (no cache) or more")
@@ -49,6 +54,7 @@ class MammographyMapper:
             preprocessing = Preprocessing.from_dict(preprocessing or {})
         self.preprocessing = preprocessing
         self._cache = _CropCache(int(cache_megabytes * 2**20))
+        self._disk = ImageCache(cache_dir, preprocessing) if cache_dir else None
 
     def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Map one record of :func:`detrex_mammo.data.datasets.load_coco_json`.
@@ -63,7 +69,7 @@ class MammographyMapper:
         Raises:
             UserError: the image is missing, damaged, or not of the size its record says.
         """
-        boxes, classes = _ground_truth(record)
+        boxes, classes = ground_truth(record)
         pixels, geometry = self._crop(record, boxes)
         height, width = geometry.size
         augmented = AugInput(
@@ -84,21 +90,28 @@ class MammographyMapper:
 
     def _crop(self, record: Mapping[str, Any], boxes: np.ndarray) -> tuple[np.ndarray, Geometry]:
         """Pixels (H, W) float32 of the crop, turned to its side, and where it lies."""
-        key = (record["file_name"], record.get("image_id"))
+        key = (*key_of(record), record.get("image_id"))
         found = self._cache.get(key)
         if found is None:
-            pixels = self.preprocessing.read(record["file_name"])
-            _check_size(record, pixels)
-            geometry = self.preprocessing.geometry_for(
-                pixels, record, boxes if self.is_train else None
-            )
-            found = geometry.apply_image(pixels), geometry
+            found = self._read(record, boxes if self.is_train else None)
             self._cache.put(key, *found)
         return found
 
+    def _read(
+        self, record: Mapping[str, Any], boxes: np.ndarray | None
+    ) -> tuple[np.ndarray, Geometry]:
+        if self._disk is not None:
+            found = self._disk.crop(record, boxes)
+            _check_size(record, found[1].original_size)
+            return found
+        pixels = self.preprocessing.read(record["file_name"], record.get("frame"))
+        _check_size(record, pixels.shape)
+        geometry = self.preprocessing.geometry_for(pixels, record, boxes)
+        return geometry.apply_image(pixels), geometry
 
-def _check_size(record: Mapping[str, Any], pixels: np.ndarray) -> None:
-    height, width = pixels.shape
+
+def _check_size(record: Mapping[str, Any], size: tuple[int, int]) -> None:
+    height, width = size
     if (height, width) != (record.get("height", height), record.get("width", width)):
         raise UserError(
             f"image {record['file_name']!r} has {width}x{height} pixels, but its record says "
@@ -133,7 +146,7 @@ class _CropCache:
             self._kept[key] = (stored, geometry)
 
 
-def _ground_truth(record: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def ground_truth(record: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Boxes (N, 4) float64 xyxy and classes (N,) int64; crowd regions are left out."""
     kept = [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
     boxes = np.array([a["bbox"] for a in kept], dtype=np.float64).reshape(-1, 4)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from detrex_mammo.data.breast import find_breast
+from detrex_mammo.data.breast import BreastRegion, find_breast
 from detrex_mammo.data.geometry import Geometry
 from detrex_mammo.data.grey_levels import WindowPolicy
 from detrex_mammo.data.image_io import read_image
@@ -46,13 +46,17 @@ class Preprocessing:
         if not 0 <= self.margin <= 1:
             raise UserError(f"preprocessing.margin is {self.margin}; use a share from 0 to 1")
 
-    def read(self, path: str | os.PathLike) -> np.ndarray:
+    def read(self, path: str | os.PathLike, frame: int | None = None) -> np.ndarray:
         """Read a file as this says: (H, W) float32 in [0, 255].
+
+        Args:
+            path: of an image.
+            frame: which frame of a multi-frame DICOM file, from 0.
 
         Raises:
             UserError: the file cannot be read so.
         """
-        return read_image(path, self.window, self.allow_for_processing)
+        return read_image(path, self.window, self.allow_for_processing, frame)
 
     def geometry_for(
         self,
@@ -69,16 +73,35 @@ class Preprocessing:
                 ``laterality``: headers are wrong now and then.
             boxes: (N, 4) xyxy ground truth that the crop must not cut, in training.
         """
-        height, width = pixels.shape[:2]
-        if not (self.crop_breast or self.chest_wall):
-            return Geometry.identity(height, width)
-        record = record or {}
-        box, side = record.get("breast_box"), record.get("chest_wall")
+        region = find_breast(pixels) if self.needs_region(record) else None
+        return self.geometry_from(pixels.shape[:2], region, record, boxes)
+
+    def needs_region(self, record: Mapping[str, Any] | None = None) -> bool:
+        """Whether the breast must be found in the pixels: the record does not say all of it."""
+        box, side = _stored(record or {})
+        return bool((self.crop_breast and box is None) or (self.chest_wall and side is None))
+
+    def geometry_from(
+        self,
+        size: tuple[int, int],
+        region: BreastRegion | None,
+        record: Mapping[str, Any] | None = None,
+        boxes: np.ndarray | None = None,
+    ) -> Geometry:
+        """As :meth:`geometry_for`, without the pixels.
+
+        Args:
+            size: (height, width) of the image.
+            region: what was found in its pixels; None if nothing need be.
+            record: see :meth:`geometry_for`.
+            boxes: see :meth:`geometry_for`.
+        """
+        height, width = size
+        box, side = _stored(record or {})
         frame = (0, 0, width, height)
-        if (self.crop_breast and box is None) or (self.chest_wall and side is None):
-            region = find_breast(pixels)
+        if region is not None:
             if side is None:
-                side = region.side if region.found else _expected_side(record, region.side)
+                side = region.side if region.found else _expected_side(record or {}, region.side)
             frame = region.frame if box is None else frame
             box = region.box if box is None else box
         crop = (0, 0, width, height)
@@ -114,6 +137,21 @@ class Preprocessing:
         if unknown:
             raise UserError(f"preprocessing has unknown keys {unknown}; known are {known}")
         return cls(**data)
+
+
+def laterality_conflict(record: Mapping[str, Any], region: BreastRegion) -> str | None:
+    """One sentence if the header's side is not the one that the pixels show; None if it is."""
+    expected = _expected_side(record, region.side)
+    if not region.found or region.side == expected:
+        return None
+    return (
+        f"laterality is {record['laterality']!r}, but the chest wall lies on the {region.side} of "
+        f"the image and not on the {expected}: the image is mirrored or its header is wrong"
+    )
+
+
+def _stored(record: Mapping[str, Any]) -> tuple[Any, str | None]:
+    return record.get("breast_box"), record.get("chest_wall")
 
 
 def _expected_side(record: Mapping[str, Any], otherwise: str) -> str:

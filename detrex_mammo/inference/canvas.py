@@ -42,13 +42,20 @@ class Canvas:
         image: (H, W) or (H, W, 3) in [0, 255].
         num_panels: how often the image stands in it, side by side.
         panel_size: largest (height, width) of a panel.
+        like: image whose brightness decides how this one is stretched; this one itself when None.
     """
 
-    def __init__(self, image: np.ndarray, num_panels: int, panel_size: tuple[int, int]):
+    def __init__(
+        self,
+        image: np.ndarray,
+        num_panels: int,
+        panel_size: tuple[int, int],
+        like: np.ndarray | None = None,
+    ):
         height, width = image.shape[:2]
         self.num_panels = num_panels
         self.scale = min(panel_size[0] / height, panel_size[1] / width)
-        picture = _resize(stretch(image), self.scale)
+        picture = _resize(stretch(image, like), self.scale)
         self.shape = picture.shape[:2]
         self.panel_width = max(MIN_PANEL_WIDTH, self.shape[1])
         self.width = num_panels * (self.panel_width + MARGIN) + MARGIN
@@ -154,7 +161,7 @@ class Canvas:
         )  # fmt: skip
 
 
-def stretch(image: np.ndarray) -> np.ndarray:
+def stretch(image: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
     """Grey values for the eye alone: never fed to a model, never measured.
 
     The brightest 0.2 % of what is not background become white. Where the breast is bright
@@ -163,12 +170,14 @@ def stretch(image: np.ndarray) -> np.ndarray:
 
     Args:
         image: (H, W) or (H, W, 3) in [0, 255].
+        like: image that is measured in its place, so that two can be compared.
 
     Returns:
         np.ndarray: same shape, uint8.
     """
     image = np.asarray(image, dtype=np.float32)
-    visible = image[:: max(1, image.shape[0] // 1000), :: max(1, image.shape[1] // 1000)]
+    like = image if like is None else np.asarray(like, dtype=np.float32)
+    visible = like[:: max(1, like.shape[0] // 1000), :: max(1, like.shape[1] // 1000)]
     visible = visible[visible > BACKGROUND_LEVEL]
     if not visible.size:
         return np.clip(image + 0.5, 0, 255).astype(np.uint8)

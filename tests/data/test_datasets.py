@@ -4,6 +4,7 @@
 import json
 import logging
 import uuid
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -174,3 +175,17 @@ def test_files_that_are_no_json(load, tmp_path):
         load_coco_json("none", str(tmp_path), "")
     with pytest.raises(UserError, match="json_file of the dataset is not set"):
         load_coco_json("none", "", "")
+
+
+def test_what_a_lesion_is_survives_registration(tmp_path: Path) -> None:
+    image = {"id": 1, "file_name": "a.dcm", "height": 9, "width": 9, "frame": 3, "other": 1}
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2], "score": 1}
+    told = {"pathology": "malignant", "lesion_id": "L1", "source": "mask", "ignore": 0}
+    content = {"images": [image], "annotations": [{**box, **told}]}
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps({**content, "categories": [{"id": 1, "name": "mass"}]}))
+    (record,) = load_coco_json("what_a_lesion_is", str(file), str(tmp_path))
+    assert record["frame"] == 3
+    kept = record["annotations"][0]
+    assert {key: kept[key] for key in told} == told
+    assert "score" not in kept

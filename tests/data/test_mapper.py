@@ -13,11 +13,14 @@ from detectron2.structures import BoxMode
 
 from detrex_mammo.data.augmentation import RandomIntensity, ResizeToFit
 from detrex_mammo.data.augmentation_geometry import LesionSafeCrop, RandomAffine
+from detrex_mammo.data.cache_build import build_cache
 from detrex_mammo.data.geometry import Geometry
 from detrex_mammo.data.image_io import write_png16
 from detrex_mammo.data.mapper import MammographyMapper
 from detrex_mammo.data.preprocessing import Preprocessing
 from detrex_mammo.errors import UserError
+
+from .dicom_files import save_dicom
 
 BOXES = [[100.0, 60.0, 30.0, 20.0], [130.0, 150.0, 16.0, 24.0]]  # xywh
 EXTRA = {
@@ -227,3 +230,43 @@ def test_settings_as_a_dict_and_through_a_worker(record):
     assert MammographyMapper(True).preprocessing == Preprocessing()
     copied = pickle.loads(pickle.dumps(from_dict))
     torch.testing.assert_close(copied(record)["image"], from_dict(record)["image"])
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_16_bit_dicom_ramp_reaches_the_network(tmp_path, cached):
+    """All 65536 stored values of a MONOCHROME1 file, from the file and from the cache."""
+    ramp = np.random.default_rng(0).permutation(65536).astype(np.uint16).reshape(256, 256)
+    path = save_dicom(tmp_path, ramp, bits=16, PhotometricInterpretation="MONOCHROME1")
+    record = {"file_name": str(path), "height": 256, "width": 256}
+    spec = Preprocessing(crop_breast=False, chest_wall="")
+    if cached:
+        build_cache(tmp_path / "cache", [record], spec, progress=False)
+        path.unlink()
+    folder = str(tmp_path / "cache") if cached else ""
+    image = MammographyMapper(True, preprocessing=spec, cache_dir=folder)(record)["image"]
+    assert len(image.unique()) > 60_000
+    expected = torch.from_numpy((255 - ramp.astype(np.float64) * (255 / 65535)).astype(np.float32))
+    torch.testing.assert_close(image[0], expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("chest_wall", ["left", "right"])
+@pytest.mark.parametrize("crop", [False, True])
+def test_boxes_return_to_half_an_original_pixel(tmp_path, chest_wall, crop):
+    """Crop, flip and a resize of a 3518 x 2800 frame to 1333 x 800, there and back."""
+    write_png16(tmp_path / "a.png", np.zeros((3518, 2800)))
+    random = np.random.default_rng(1)
+    corners = random.uniform((800, 300), (2500, 3000), (50, 2))
+    sizes = random.uniform(3, 250, (50, 2))
+    record = {
+        "file_name": str(tmp_path / "a.png"),
+        "breast_box": [700, 200, 2800, 3400],
+        "chest_wall": "right",
+        "annotations": [annotation([*c, *s]) for c, s in zip(corners, sizes)],
+    }
+    spec = Preprocessing(crop_breast=crop, chest_wall=chest_wall)
+    mapped = MammographyMapper(True, [ResizeToFit(1333, 800)], spec)(record)
+    boxes = mapped["instances"].gt_boxes.tensor.double()
+    height, width = mapped["image"].shape[1:]
+    scale = torch.tensor([mapped["width"] / width, mapped["height"] / height]).repeat(2)
+    original = mapped["geometry"].inverse_boxes(boxes * scale).numpy()
+    np.testing.assert_allclose(original, np.hstack([corners, corners + sizes]), rtol=0, atol=0.5)

@@ -7,8 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
+from detrex_mammo.data.breast import find_breast
 from detrex_mammo.data.geometry import Geometry
-from detrex_mammo.data.preprocessing import Preprocessing
+from detrex_mammo.data.preprocessing import Preprocessing, laterality_conflict
 from detrex_mammo.errors import UserError
 
 from .dicom_files import save_dicom
@@ -98,3 +99,52 @@ def test_read_follows_the_settings(tmp_path):
     with pytest.raises(UserError, match="FOR PROCESSING"):
         Preprocessing().read(raw)
     assert Preprocessing(allow_for_processing=True).read(raw).tolist() == [[0, 255]]
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2", None])
+def test_the_tissue_window_sees_the_breast_alone(tmp_path, photometric):
+    """Label and border are brighter than all tissue; percentiles of the breast leave them out."""
+    pixels, mask = phantom(border=24)
+    stored = (pixels * 16).astype(np.uint16)
+    if photometric is None:
+        cv2.imwrite(str(tmp_path / "a.png"), stored)
+        path = tmp_path / "a.png"
+    else:
+        inverted = photometric == "MONOCHROME1"
+        shown = 4095 - stored if inverted else stored
+        path = save_dicom(tmp_path, shown, PhotometricInterpretation=photometric)
+    low, high = np.percentile(stored[mask], (5, 95), method="inverted_cdf").astype(float)
+    expected = np.clip((stored - low) / (high - low), 0, 1) * 255
+    read = Preprocessing(window="tissue:5,95").read(path)
+    # The segmentation differs from the true mask in a few per cent of dark skin.
+    assert np.abs(read - expected)[mask].mean() < 6
+    assert read[:24].min() > 254  # the border is beyond the window
+    assert np.abs(Preprocessing(window="percentile:5,95").read(path) - expected)[mask].mean() > 20
+    with pytest.raises(UserError, match="window is 'tissue'"):
+        Preprocessing(window="tissue")
+
+
+def test_laterality_against_the_pixels():
+    left, right = (find_breast(phantom(side=side)[0]) for side in ("left", "right"))
+    for record, region in (
+        ({"laterality": "L"}, left),
+        ({"laterality": "R"}, right),
+        ({"laterality": None}, right),
+        ({}, left),
+        ({"laterality": "R"}, find_breast(BLANK)),
+    ):
+        assert laterality_conflict(record, region) is None
+    assert "'R', but the chest wall lies on the left" in laterality_conflict(
+        {"laterality": "R"}, left
+    )
+
+
+def test_frames_through_the_record(tmp_path):
+    frames = np.stack([np.full((4, 4), value, np.uint16) for value in (0, 4095)])
+    path = save_dicom(tmp_path, frames)
+    assert Preprocessing(window="none").read(path, 1).max() == 255
+    assert Preprocessing(window="none").read(path, 0).max() == 0
+    cv2.imwrite(str(tmp_path / "a.png"), frames[0])
+    assert Preprocessing().read(tmp_path / "a.png", 0).max() == 0
+    with pytest.raises(UserError, match="frame is 1, but .*a.png' is a picture"):
+        Preprocessing().read(tmp_path / "a.png", 1)

@@ -25,6 +25,7 @@ dataloader.train = L(build_detection_train_loader)(
             L(ResizeToFit)(height=1333, width=800),
             L(RandomIntensity)(),
         ],
+        cache_dir="",  # a folder that tools/cache_data.py made: no DICOM is decoded twice
     ),
     total_batch_size=16,
     num_workers=4,
@@ -36,6 +37,7 @@ dataloader.test = L(build_detection_test_loader)(
         is_train=False,
         preprocessing="${...train.mapper.preprocessing}",
         augmentations=[L(ResizeToFit)(height=1333, width=800)],
+        cache_dir="${...train.mapper.cache_dir}",
     ),
     num_workers=4,
 )
