@@ -1,10 +1,10 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
 """Peak memory: what is allocated and freed again is seen, what was there before is not."""
 
-import time
+import subprocess
+import sys
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 
 from detrex_mammo.benchmark import memory
@@ -13,26 +13,46 @@ from detrex_mammo.benchmark.memory import Peak, peak_of
 MEGABYTE = 2**20
 
 
-def touch(megabytes: int) -> None:
-    """Fill memory, hold it for a moment, give it back."""
-    held = np.ones(megabytes * MEGABYTE, dtype=np.uint8)
+FRESH = """
+import sys, time
+import numpy as np
+from detrex_mammo.benchmark import memory
+
+def touch(megabytes):
+    "Fill memory, hold it for a moment, give it back."
+    held = np.ones(megabytes * 2**20, dtype=np.uint8)
     time.sleep(0.02)
     del held
 
+if "sampling" in sys.argv:
+    memory._reset_mark = lambda: False
+if "earlier" in sys.argv:
+    touch(256)
+held_before = np.ones(64 * 2**20, dtype=np.uint8)
+peak = memory.peak_of(lambda: touch(int(sys.argv[1])))
+print(peak.before, peak.extra)
+"""
+
+
+def peak_in_a_fresh_process(*arguments: str) -> tuple[int, int]:
+    """Bytes before and extra; a process that has run other tests would reuse what they freed."""
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, *arguments], capture_output=True, text=True, check=True
+    )
+    before, extra = map(int, done.stdout.split())
+    return before, extra
+
 
 @pytest.mark.parametrize("way", ["mark", "sampling"])
-def test_memory_that_is_freed_again_is_counted(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if way == "sampling":
-        monkeypatch.setattr(memory, "_reset_mark", lambda: False)
-    held_before = np.ones(64 * MEGABYTE, dtype=np.uint8)
-    peak = peak_of(lambda: touch(128))
-    assert 120 * MEGABYTE < peak.extra < 160 * MEGABYTE
-    assert peak.before > held_before.nbytes
+def test_memory_that_is_freed_again_is_counted(way: str) -> None:
+    before, extra = peak_in_a_fresh_process("128", way)
+    assert 120 * MEGABYTE < extra < 160 * MEGABYTE
+    assert before > 64 * MEGABYTE
 
 
 def test_an_earlier_peak_is_not_counted() -> None:
-    touch(256)
-    assert peak_of(lambda: touch(16)).extra < 64 * MEGABYTE
+    _, extra = peak_in_a_fresh_process("16", "mark", "earlier")
+    assert extra < 64 * MEGABYTE
 
 
 def test_a_mark_that_cannot_be_reset_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
