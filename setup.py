@@ -80,7 +80,7 @@ setup(
     description="Deformable DETR for mammography, as a lazy-config plugin on detectron2",
     license="Apache-2.0",
     packages=find_packages(include=["detrex_mammo", "detrex_mammo.*"]),
-    package_data={"detrex_mammo": ["**/*.c", "**/*.html", "**/*.json"]},
+    package_data={"detrex_mammo": ["**/*.c", "**/*.html", "**/*.css", "**/*.js", "**/*.json"]},
     python_requires=">=3.10",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,

@@ -1,0 +1,114 @@
+# Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
+"""Vector figures of a report: curves with their bands, readable in print and without colours."""
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from detrex_mammo.evaluation.froc_plot import STYLES
+
+SIZE = (5.2, 4.0)  # inches
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve.
+
+    Attributes:
+        name: in the legend.
+        x: (T,).
+        y: (T,).
+        low: (T,) lower end of the band, None without one.
+        high: (T,) upper end.
+        steps: "post" for steps, "" for straight lines between points.
+        marks: points (x, y, text) that are written beside the curve.
+    """
+
+    name: str
+    x: np.ndarray
+    y: np.ndarray
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+    steps: str = ""
+    marks: Sequence[tuple[float, float, str]] = ()
+
+
+def curves_svg(
+    lines: Sequence[Line],
+    key: str,
+    x_label: str,
+    y_label: str,
+    x_range: tuple[float, float] = (0, 1),
+    log_x: bool = False,
+    diagonal: bool = False,
+) -> str:
+    """Draw curves as an SVG element.
+
+    Args:
+        lines: at most as many as ``STYLES``.
+        key: makes the element's ids unique in the page.
+        x_label: of the horizontal axis.
+        y_label: of the vertical one, which goes from 0 to 1.
+        x_range: of the horizontal axis.
+        log_x: logarithmic.
+        diagonal: draw the line of chance, or of perfect calibration.
+    """
+    figure = Figure(SIZE, layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.add_subplot()
+    if diagonal:
+        axes.plot([0, 1], [0, 1], color="#8C959F", linewidth=0.9, linestyle=(0, (3, 3)))
+    for line, style in zip(lines, STYLES, strict=False):
+        _draw(axes, line, style)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    if log_x:
+        axes.set_xscale("log")
+        ticks = [t for t in (0.01, 0.1, 0.3, 1, 3, 10, 30, 100) if x_range[0] <= t <= x_range[1]]
+        axes.set_xticks(ticks, [f"{t:g}" for t in ticks], minor=False)
+        axes.minorticks_off()
+    axes.set_xlim(*x_range)
+    axes.set_ylim(-0.01, 1.02)
+    axes.grid(color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    if len(lines) > 1:
+        axes.legend(frameon=False, fontsize=8.5, handlelength=3)
+    return _svg(figure, key)
+
+
+def _draw(axes, line: Line, style) -> None:
+    kind = {"color": style["color"], "linestyle": style["linestyle"]}
+    if line.low is not None:
+        step = line.steps or None
+        axes.fill_between(
+            line.x, line.low, line.high, step=step, color=style["color"], alpha=0.16, linewidth=0
+        )
+    drawn = {"drawstyle": f"steps-{line.steps}"} if line.steps else {}
+    marker = {} if line.steps or len(line.x) > 30 else {"marker": style["marker"], "markersize": 4}
+    axes.plot(line.x, line.y, label=line.name, linewidth=1.7, **kind, **drawn, **marker)
+    for x, y, text in line.marks:
+        axes.plot([x], [y], style["marker"], color=style["color"], markersize=6)
+        axes.annotate(
+            text, (x, y), (6, -11), textcoords="offset points", fontsize=8, parse_math=False
+        )
+
+
+def _svg(figure: Figure, key: str) -> str:
+    """The figure's element alone: no XML header, no addresses, ids of its own, text as text."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": key}):
+        empty = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", metadata=empty)
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r"\bid=\"([^\"]+)\"", rf'id="{key}-\1"', text)
+    text = re.sub(r"\bhref=\"#([^\"]+)\"", rf'href="#{key}-\1"', text)
+    return re.sub(r"url\(#([^)]+)\)", rf"url(#{key}-\1)", text)
