@@ -24,8 +24,7 @@ class Line:
         name: in the legend.
         x: (T,).
         y: (T,).
-        low: (T,) lower end of the band, None without one.
-        high: (T,) upper end.
+        band: (x, low, high), (S,) each; None without one.
         steps: "post" for steps, "" for straight lines between points.
         marks: points (x, y, text) that are written beside the curve.
     """
@@ -33,8 +32,7 @@ class Line:
     name: str
     x: np.ndarray
     y: np.ndarray
-    low: np.ndarray | None = None
-    high: np.ndarray | None = None
+    band: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
     steps: str = ""
     marks: Sequence[tuple[float, float, str]] = ()
 
@@ -86,11 +84,9 @@ def curves_svg(
 
 def _draw(axes, line: Line, style) -> None:
     kind = {"color": style["color"], "linestyle": style["linestyle"]}
-    if line.low is not None:
+    if line.band is not None:
         step = line.steps or None
-        axes.fill_between(
-            line.x, line.low, line.high, step=step, color=style["color"], alpha=0.16, linewidth=0
-        )
+        axes.fill_between(*line.band, step=step, color=style["color"], alpha=0.16, linewidth=0)
     drawn = {"drawstyle": f"steps-{line.steps}"} if line.steps else {}
     marker = {} if line.steps or len(line.x) > 30 else {"marker": style["marker"], "markersize": 4}
     axes.plot(line.x, line.y, label=line.name, linewidth=1.7, **kind, **drawn, **marker)

@@ -37,7 +37,7 @@ def test_same_data_same_bytes_and_no_address_outside():
 
 
 def test_band_is_drawn_where_there_is_one():
-    banded = Line("all", LINE.x, LINE.y, LINE.y - 0.1, LINE.y + 0.1, steps="post")
+    banded = Line("all", LINE.x, LINE.y, (LINE.x, LINE.y - 0.1, LINE.y + 0.1), steps="post")
     with_band = curves_svg([banded], "froc", "x", "y", (0.05, 8))
     assert "opacity: 0.16" in with_band
     assert "opacity: 0.16" not in svg()

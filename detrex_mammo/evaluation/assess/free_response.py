@@ -1,0 +1,146 @@
+# Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
+"""FROC, AFROC and LROC of all lesions, of each class and of each group of the data."""
+
+import numpy as np
+
+from detrex_mammo.evaluation.afroc import area_figures
+from detrex_mammo.evaluation.assess.settings import Part, Scored, figure_row
+from detrex_mammo.evaluation.estimate import Estimate
+from detrex_mammo.evaluation.froc import FrocCurve, FrocResult
+from detrex_mammo.evaluation.froc_bootstrap import CurveIntervals
+from detrex_mammo.evaluation.report.content import Plot, Table
+from detrex_mammo.evaluation.report.plots import Line, curves_svg
+from detrex_mammo.evaluation.strata import froc_strata
+
+HEADLINE_FPPI = (0.3, 1.0)
+STRATA_FPPI = 1.0
+MAX_LINES = 4
+
+
+def free_response(
+    scored: Scored, result: FrocResult, intervals: list[CurveIntervals] | None
+) -> Part:
+    """Headline, curve and tables.
+
+    Args:
+        scored: what was matched.
+        result: curves of all and of each class.
+        intervals: of the same curves in the same order; None without a bootstrap.
+    """
+    part, settings = Part(), scored.settings
+    names = scored.study.category_names
+    curves = {"all": result.overall}
+    if len(result.per_class) > 1:
+        curves.update({str(names[c]): curve for c, curve in result.per_class.items()})
+    ends = dict(zip(curves, intervals or [None] * len(curves), strict=False))
+    rule = settings.froc.text()
+    for f in settings.fppi:
+        figure = _sensitivity(result.overall, ends["all"], f)
+        part.figures[f"sens@{f:g}"] = figure
+        if f in HEADLINE_FPPI or len(settings.fppi) == 1:
+            plural = "" if f == 1 else "s"
+            part.add(
+                f"sens@{f:g}",
+                figure,
+                f"Sensitivity at {f:g} false positive{plural} per image",
+                rule,
+            )
+    part.add("cpm", _cpm(result.overall, ends["all"]), "CPM: mean sensitivity at 1/8 to 8", rule)
+    areas = area_figures(
+        scored.study, scored.predictions, scored.matching, settings.froc, settings.bootstrap
+    )
+    part.add("afroc", areas["afroc"], "AFROC area", f"JAFROC figure of merit; {rule}")
+    part.figures["lroc"] = areas["lroc"]
+    part.tables.append(_sensitivity_table(curves, ends, settings))
+    part.plots.append(_plot(curves, ends, rule, settings))
+    part.tables.append(_strata_table(scored))
+    if result.overall.reason:
+        part.missing.append(f"FROC: {result.overall.reason}")
+    return part
+
+
+def _sensitivity(curve: FrocCurve, ends: CurveIntervals | None, fppi: float) -> Estimate:
+    if ends is not None:
+        return ends.sensitivity_at(fppi)
+    return Estimate(curve.sensitivity_at(fppi), of=curve.counts_text())
+
+
+def _cpm(curve: FrocCurve, ends: CurveIntervals | None) -> Estimate:
+    return ends.cpm() if ends is not None else Estimate(curve.cpm(), of=curve.counts_text())
+
+
+def _sensitivity_table(curves, ends, settings) -> Table:
+    columns = ["class", "false positives per image", "sensitivity", "low", "high", "score", "of"]
+    rows = []
+    for name, curve in curves.items():
+        for f in settings.fppi:
+            figure = _sensitivity(curve, ends[name], f)
+            threshold = curve.threshold_at(f)
+            rows.append([name, f, *figure_row(figure), _finite(threshold), figure.of])
+        figure = _cpm(curve, ends[name])
+        rows.append([name, "CPM", *figure_row(figure), None, figure.of])
+    return Table("sensitivity", "Sensitivity", settings.froc.text() + ".", columns, rows)
+
+
+def _finite(value: float) -> float | None:
+    return round(float(value), 6) if np.isfinite(value) else None
+
+
+def _strata_table(scored: Scored) -> Table:
+    settings = scored.settings
+    strata = froc_strata(
+        scored.study,
+        scored.predictions,
+        settings.froc,
+        bootstrap=settings.bootstrap,
+        fppi=[STRATA_FPPI],
+    )
+    columns = [
+        "by",
+        "group",
+        "images",
+        "counted",
+        f"sens@{STRATA_FPPI:g}",
+        "low",
+        "high",
+        "CPM",
+        "what",
+    ]
+    rows = []
+    for found in strata:
+        figure = _sensitivity(found.curve, found.intervals, STRATA_FPPI)
+        cpm = _cpm(found.curve, found.intervals)
+        counts = [found.curve.num_images, found.curve.num_lesions]
+        rows.append(
+            [
+                found.factor,
+                found.group,
+                *counts,
+                *figure_row(figure),
+                round(cpm.value, 4),
+                found.text,
+            ]
+        )
+    note = f"{settings.froc.text()}. Groups of few lesions have wide intervals."
+    return Table("strata", "By group", note, columns, rows)
+
+
+def _plot(curves, ends, rule, settings) -> Plot:
+    lines = []
+    for name, curve in list(curves.items())[:MAX_LINES]:
+        if curve.reason:
+            continue
+        last = max(curve.fppi[-1], 2 * max(settings.fppi))
+        x, y = np.append(curve.fppi, last), np.append(curve.sensitivity, curve.sensitivity[-1])
+        marks = [(f, curve.sensitivity_at(f), "") for f in settings.fppi] if name == "all" else []
+        lines.append(Line(name, np.maximum(x, 1e-4), y, steps="post", marks=marks))
+        if name == "all" and ends[name] is not None:
+            f, low, high = ends[name].band()
+            lines[-1] = Line(name, lines[-1].x, y, steps="post", marks=marks, band=(f, low, high))
+    span = (min(settings.fppi) / 2, 2 * max(max(settings.fppi), 4))
+    svg = curves_svg(
+        lines, "froc", "false positives per image (logarithmic)", "sensitivity", span, log_x=True
+    )
+    counts = curves["all"].counts_text()
+    band = "" if settings.bootstrap is None else f" Band: pointwise {settings.bootstrap.text()}."
+    return Plot("froc", "FROC", svg, f"{counts}; {rule}. Steps, no interpolation.{band}")
