@@ -15,6 +15,7 @@ from detrex_mammo.evaluation.assess.units import operating_points, units
 from detrex_mammo.evaluation.estimate import Estimate, draw_patients
 from detrex_mammo.evaluation.froc import FrocCurve, froc_sweeps
 from detrex_mammo.evaluation.froc_bootstrap import curve_intervals
+from detrex_mammo.evaluation.operating_point import OperatingPoint
 from detrex_mammo.evaluation.report.cards import make_cards
 from detrex_mammo.evaluation.report.content import Counter, Report
 from detrex_mammo.evaluation.study import Study
@@ -42,6 +43,15 @@ class Assessment:
     def figures(self) -> dict[str, Estimate]:
         """Name -> figure; AP in percent, the others in [0, 1]."""
         return self.part.figures
+
+    def with_points(self, points: Sequence[OperatingPoint]) -> "Assessment":
+        """The same, and first what these operating points give on the data.
+
+        Raises:
+            UserError: a point was chosen by other rules.
+        """
+        scored = replace(self.scored, settings=replace(self.scored.settings, points=tuple(points)))
+        return replace(self, scored=scored, part=Part.joined([operating_points(scored), self.part]))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON: settings, counts, figures, tables."""
@@ -141,10 +151,10 @@ def assess(
             by other rules.
     """
     settings = settings or AssessSettings()
-    merged = Part()
+    missing = Part()
     if settings.bootstrap is not None and study.num_patients < 2:
         settings = replace(settings, bootstrap=None)
-        merged.missing.append("intervals: they are over patients, and there is one only")
+        missing.missing.append("intervals: they are over patients, and there is one only")
     result, sweeps = froc_sweeps(study, predictions, settings.froc)
     draws = intervals = None
     if settings.bootstrap is not None:
@@ -152,15 +162,8 @@ def assess(
         curves = [result.overall, *result.per_class.values()]
         intervals = curve_intervals(curves, sweeps, study, settings.bootstrap, settings.fppi)
     scored = Scored(study, predictions, result.matching, draws, settings)
-    parts = [operating_points(scored), free_response(scored, result, intervals)]
-    parts += [precision(scored), units(scored)]
-    for part in parts:
-        merged.numbers += part.numbers
-        merged.plots += part.plots
-        merged.tables += part.tables
-        merged.figures.update(part.figures)
-        merged.missing += part.missing
-    return Assessment(scored, result.overall, merged)
+    parts = [missing, free_response(scored, result, intervals), precision(scored), units(scored)]
+    return Assessment(scored, result.overall, Part.joined(parts)).with_points(settings.points)
 
 
 def counts(study: Study, predictions: PredictionTable) -> dict[str, int]:

@@ -1,7 +1,7 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
 """What is computed, and what one part of an assessment gives."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from detrex_mammo.errors import UserError
@@ -85,6 +85,18 @@ class Part:
     tables: list[Table] = field(default_factory=list)
     figures: dict[str, Estimate] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+
+    @classmethod
+    def joined(cls, parts: Iterable["Part"]) -> "Part":
+        """Several parts as one, in their order."""
+        whole = cls()
+        for part in parts:
+            whole.numbers += part.numbers
+            whole.plots += part.plots
+            whole.tables += part.tables
+            whole.figures.update(part.figures)
+            whole.missing += part.missing
+        return whole
 
     def add(self, name: str, figure: Estimate, title: str, rule: str, percent=False) -> None:
         """A figure that also stands in the headline."""

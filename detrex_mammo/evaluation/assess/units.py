@@ -117,6 +117,6 @@ def operating_points(scored: Scored) -> Part:
 def apply_point(scored: Scored, point: OperatingPoint):
     """Figures of one operating point."""
     if point.level == "box":
-        images = units_of(scored, "image", point.category)
-        return apply_to_boxes(point, marks_of(scored, point.category), images, scored.draws)
+        found = marks_of(scored, point.category)
+        return apply_to_boxes(point, found, scored.study, scored.predictions, scored.draws)
     return apply_to_units(point, units_of(scored, point.level, point.category), scored.draws)
