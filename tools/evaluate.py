@@ -100,6 +100,8 @@ def main() -> None:
         raise UserError(
             "--points applies what was chosen before and --choose chooses anew: give one of them"
         )
+    if arguments.image_root and not arguments.image_root.is_dir():
+        raise UserError(f"--image-root {str(arguments.image_root)!r} is no folder: check the path")
     settings = settings_of(arguments)
     truth = Truth.read(arguments.annotations)
     found = truth.assess(arguments.predictions, settings)

@@ -159,8 +159,6 @@ def write_page(
     """
     if image_root is None:
         return write_report(folder, report)
-    if not image_root.is_dir():
-        raise UserError(f"--image-root {str(image_root)!r} is no folder: check the path")
     views = [view for card in report.cards for view in card.views]
     with ReportPictures(study.images, image_root, views, window, workers) as pictures:
         return write_report(folder, report, pictures)

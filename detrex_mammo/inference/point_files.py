@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from detrex_mammo.checkpoint.reading import read_checkpoint
 from detrex_mammo.errors import UserError
 from detrex_mammo.evaluation.operating_point import (
     CHECKPOINT_KEY,
@@ -51,6 +48,8 @@ def save_points(path: str | Path, points: Sequence[OperatingPoint]) -> None:
         if path.suffix == ".json":
             partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         else:
+            import torch  # takes seconds, and is not needed for JSON
+
             torch.save(content, partial)
         os.replace(partial, path)
     except OSError as error:
@@ -59,6 +58,8 @@ def save_points(path: str | Path, points: Sequence[OperatingPoint]) -> None:
 
 def _content(path: Path) -> dict[str, Any]:
     if path.suffix != ".json":
+        from detrex_mammo.checkpoint.reading import read_checkpoint
+
         return read_checkpoint(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -172,6 +172,17 @@ def test_the_tool(record, tmp_path, monkeypatch, capsys):
     overrides.append(f"{dataset}.name=contact_sheet_test")
     assert tool("--config-file", config, "--repeats", 2, *overrides) == (0, "")
     assert cv2.imread(str(out)).shape[1] % 3 == 0
+    # One that pastes lesions: the mapper is given the dataset, or it would refuse.
+    own = tmp_path / "own.py"
+    up = "." * len(tmp_path.parts) + ".".join(Path(config).parent.parts[1:])
+    names = "dataloader, lr_multiplier, model, optimizer, train"
+    own.write_text(
+        f"from {up}.demo import {names}\n"
+        "from detectron2.config import LazyCall\n"
+        "from detrex_mammo.data.copy_paste import LesionCopyPaste\n"
+        "dataloader.train.mapper.copy_paste = LazyCall(LesionCopyPaste)(prob=1.0)\n"
+    )
+    assert tool("--config-file", own, "--repeats", 2, *overrides) == (0, "")
     code, told = tool("--json", tmp_path / "none.json")
     assert code == 2 and told.startswith("error: annotation file")
     code, told = tool("--json", tmp_path / "train.json", "--count", 0)

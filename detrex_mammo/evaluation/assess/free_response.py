@@ -1,6 +1,8 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
 """FROC, AFROC and LROC of all lesions, of each class and of each group of the data."""
 
+from functools import partial
+
 import numpy as np
 
 from detrex_mammo.evaluation.afroc import area_figures
@@ -9,12 +11,11 @@ from detrex_mammo.evaluation.estimate import Estimate
 from detrex_mammo.evaluation.froc import FrocCurve, FrocResult
 from detrex_mammo.evaluation.froc_bootstrap import CurveIntervals
 from detrex_mammo.evaluation.report.content import Plot, Table
-from detrex_mammo.evaluation.report.plots import Line, curves_svg
+from detrex_mammo.evaluation.report.plots import MAX_LINES, Line, curves_svg
 from detrex_mammo.evaluation.strata import froc_strata
 
 HEADLINE_FPPI = (0.3, 1.0)
 STRATA_FPPI = 1.0
-MAX_LINES = 4
 
 
 def free_response(
@@ -138,9 +139,8 @@ def _plot(curves, ends, rule, settings) -> Plot:
             f, low, high = ends[name].band()
             lines[-1] = Line(name, lines[-1].x, y, steps="post", marks=marks, band=(f, low, high))
     span = (min(settings.fppi) / 2, 2 * max(max(settings.fppi), 4))
-    svg = curves_svg(
-        lines, "froc", "false positives per image (logarithmic)", "sensitivity", span, log_x=True
-    )
+    labels = ("false positives per image (logarithmic)", "sensitivity")
+    draw = partial(curves_svg, lines, "froc", *labels, span, log_x=True)
     counts = curves["all"].counts_text()
     band = "" if settings.bootstrap is None else f" Band: pointwise {settings.bootstrap.text()}."
-    return Plot("froc", "FROC", svg, f"{counts}; {rule}. Steps, no interpolation.{band}")
+    return Plot("froc", "FROC", draw, f"{counts}; {rule}. Steps, no interpolation.{band}")

@@ -1,15 +1,16 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
 """COCO's average precision and the precision-recall curve."""
 
+from functools import partial
+
 import numpy as np
 
 from detrex_mammo.evaluation.assess.settings import Part, Scored, figure_row
 from detrex_mammo.evaluation.coco_ap import CocoScorer
 from detrex_mammo.evaluation.report.content import Plot, Table
-from detrex_mammo.evaluation.report.plots import Line, curves_svg
+from detrex_mammo.evaluation.report.plots import MAX_LINES, Line, curves_svg
 
 PLOTTED_IOU = 0.5
-MAX_LINES = 4
 
 
 def precision(scored: Scored) -> Part:
@@ -48,9 +49,9 @@ def _curves(scored: Scored, scorer: CocoScorer, part: Part, top: str) -> None:
     columns = ["class", "lesions", "score", "F1"]
     note = f"Threshold of the largest F1 at IoU {PLOTTED_IOU:g}, chosen on these data; {top}."
     part.tables.append(Table("f1", "Largest F1", note, columns, rows))
-    svg = curves_svg(lines, "pr", "recall", "precision")
+    draw = partial(curves_svg, lines, "pr", "recall", "precision")
     caption = f"Hit: IoU of at least {PLOTTED_IOU:g}; {top}."
-    part.plots.append(Plot("pr", "Precision and recall", svg, caption))
+    part.plots.append(Plot("pr", "Precision and recall", draw, caption))
 
 
 def _or_none(value: float) -> float | None:

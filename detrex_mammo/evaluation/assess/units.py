@@ -1,6 +1,8 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
 """Images, breasts and cases as a whole: AUC, ROC and calibration; and the operating points."""
 
+from functools import partial
+
 import numpy as np
 
 from detrex_mammo.errors import UserError
@@ -59,8 +61,10 @@ def units(scored: Scored) -> Part:
     note = "Positive: a lesion of any class; score: of any class. Chosen on these data."
     part.tables.append(Table("units", "Images, breasts and cases", note, columns, rows))
     if lines:
-        svg = curves_svg(lines, "roc", "1 - specificity", "sensitivity", diagonal=True)
-        part.plots.append(Plot("roc", "ROC", svg, "; ".join(text[level] for level in LEVELS) + "."))
+        draw = partial(curves_svg, lines, "roc", "1 - specificity", "sensitivity", diagonal=True)
+        part.plots.append(
+            Plot("roc", "ROC", draw, "; ".join(text[level] for level in LEVELS) + ".")
+        )
     _calibration(scored, part)
     return part
 
@@ -92,9 +96,10 @@ def _calibration(scored: Scored, part: Part) -> None:
     columns = ["scores of", "figure", "value", "low", "high", "of"]
     note = "A box is right if it hits by the FROC's rule; an image if it has a lesion."
     part.tables.append(Table("calibration", "Calibration", note, columns, rows))
-    svg = curves_svg(lines, "reliability", "mean score", "share that is right", diagonal=True)
+    labels = ("mean score", "share that is right")
+    draw = partial(curves_svg, lines, "reliability", *labels, diagonal=True)
     caption = f"{note} Bins of equal numbers with Wilson's 95 % interval; dotted: perfect."
-    part.plots.append(Plot("reliability", "Reliability", svg, caption))
+    part.plots.append(Plot("reliability", "Reliability", draw, caption))
 
 
 def operating_points(scored: Scored) -> Part:

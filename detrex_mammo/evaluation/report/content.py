@@ -4,7 +4,7 @@
 Boxes are (x, y, width, height) in pixels of the view's picture frame, see :class:`View`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,13 +58,13 @@ class Plot:
     Attributes:
         key: unique in the page.
         title: over it.
-        svg: the figure, of our own making.
+        draw: gives the figure as an SVG element, of our own making.
         caption: data and rule, below it.
     """
 
     key: str
     title: str
-    svg: str
+    draw: Callable[[], str]
     caption: str
 
 

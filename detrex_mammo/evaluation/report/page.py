@@ -101,7 +101,7 @@ def _write_pictures(write, cards: list[Card], picture: Picture | None) -> None:
 def _figure(plot) -> str:
     return (
         f'<figure id="plot-{html.escape(plot.key, quote=True)}"><h3>{html.escape(plot.title)}</h3>'
-        f"{plot.svg}<figcaption>{html.escape(plot.caption)}</figcaption></figure>"
+        f"{plot.draw()}<figcaption>{html.escape(plot.caption)}</figcaption></figure>"
     )
 
 

@@ -6,14 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import matplotlib
 import numpy as np
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-
-from detrex_mammo.evaluation.froc_plot import STYLES
 
 SIZE = (5.2, 4.0)  # inches
+MAX_LINES = 4  # that can be told apart
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ def curves_svg(
     """Draw curves as an SVG element.
 
     Args:
-        lines: at most as many as ``STYLES``.
+        lines: ``MAX_LINES`` at most.
         key: makes the element's ids unique in the page.
         x_label: of the horizontal axis.
         y_label: of the vertical one, which goes from 0 to 1.
@@ -57,6 +53,11 @@ def curves_svg(
         log_x: logarithmic.
         diagonal: draw the line of chance, or of perfect calibration.
     """
+    from matplotlib.backends.backend_svg import FigureCanvasSVG  # takes a second
+    from matplotlib.figure import Figure
+
+    from detrex_mammo.evaluation.froc_plot import STYLES
+
     figure = Figure(SIZE, layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
@@ -97,8 +98,10 @@ def _draw(axes, line: Line, style) -> None:
         )
 
 
-def _svg(figure: Figure, key: str) -> str:
+def _svg(figure, key: str) -> str:
     """The figure's element alone: no XML header, no addresses, ids of its own, text as text."""
+    import matplotlib
+
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": key}):
         empty = dict.fromkeys(("Date", "Creator", "Format", "Type"))

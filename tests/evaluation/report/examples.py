@@ -66,7 +66,7 @@ def report(title="A report", patient="P1"):
             Number("AP50", 0.5, None, None, "IoU 0.5", "3 lesions", percent=True),
             Number("AUC", float("nan"), float("nan"), float("nan"), "image", "no negative image"),
         ],
-        plots=[Plot("froc", "FROC", "<svg viewBox='0 0 1 1'></svg>", "steps")],
+        plots=[Plot("froc", "FROC", lambda: "<svg viewBox='0 0 1 1'></svg>", "steps")],
         counter=counter,
         tables=[Table("by_class", "By class", "of all", ["class", "lesions", "sens"], rows)],
         cards=cards,
