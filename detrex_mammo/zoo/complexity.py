@@ -101,6 +101,8 @@ def largest_input(config: Mapping[str, Any]) -> tuple[int, int] | None:
         name = str(node.get("_target_", "")).rpartition(".")[2]
         if name == "ResizeToFit":
             return int(node["height"]), int(node["width"])
+        if name == "ResizeToSpacing":
+            return int(node["max_height"]), int(node["max_width"])
         if name in ("ResizeShortEdge", "ResizeShortestEdge"):
             edge, longest = node.get("short_edges", node.get("short_edge_length")), node["max_size"]
             edge = max(edge) if isinstance(edge, list) else edge
