@@ -32,6 +32,8 @@ shrink(_cfg, Path("{json}"), Path("{output}"))
 model, optimizer, train = _cfg.model, _cfg.optimizer, _cfg.train
 dataloader, lr_multiplier = _cfg.dataloader, _cfg.lr_multiplier
 model.transformer.dropout = 0.0
+# With some orders of the images a nearly tied match or a ReLU at 0 falls to the other side.
+train.seed = 2
 optimizer.lr = 1e-3
 train.max_iter = 6
 train.log_period = 1

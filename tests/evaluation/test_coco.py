@@ -4,6 +4,7 @@
 import json
 import logging
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +13,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detrex_mammo.errors import UserError
-from detrex_mammo.evaluation.coco import MammographyCOCOEvaluator
+from detrex_mammo.evaluation.coco import (
+    MammographyCOCOEvaluator,
+    coco_numbers,
+    coco_of,
+    score_boxes,
+)
 from tests.evaluation.small_dataset import (
     CATEGORIES,
     CROP_AND_FLIP,
@@ -205,3 +211,67 @@ def test_mistakes_are_one_sentence(tmp_path):
         evaluate(evaluator, {100: (box, [0.5], [2])})
     with pytest.raises(UserError, match="same data set"):
         evaluate(evaluator, {5: (box, [0.5], [1])})
+
+
+def test_backends_have_the_same_numbers(tmp_path):
+    """faster-coco-eval where it is installed; the data set of a run."""
+    pytest.importorskip("faster_coco_eval")
+    rng = np.random.default_rng(16)
+    truth = annotations(rng)
+    found = predictions(rng, truth)
+    name = register(truth, tmp_path)
+    results = {
+        backend: evaluate(MammographyCOCOEvaluator(name, backend=backend), found)["bbox"]
+        for backend in ("pycocotools", "faster", "auto")
+    }
+    same(results["faster"], results["pycocotools"])
+    assert results["auto"] == results["faster"]
+
+
+def test_unknown_backend(monkeypatch):
+    with pytest.raises(UserError, match="backend was 'fast', but it is one of auto, pycocotools"):
+        score_boxes(
+            coco_of({"images": [], "annotations": [], "categories": []}), [], backend="fast"
+        )
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    empty = coco_of({"images": [], "annotations": [], "categories": []})
+    with pytest.raises(UserError, match="'faster', but faster-coco-eval is not installed"):
+        score_boxes(empty, [], backend="faster")
+    assert isinstance(score_boxes(empty, [], backend="auto"), COCOeval)
+
+
+def test_ignored_boxes_are_neither_right_nor_wrong():
+    """A hit at 0.5; at 0.9 a box on an ignored lesion, at 0.8 one on a crowd: AP stays 100.
+
+    Without the two keys they are lesions that are hit, and with neither box they would be missed.
+    """
+    boxes = [
+        {"id": 0, "image_id": 1, "category_id": 1, "bbox": [0, 0, 20, 20]},
+        {"id": 1, "image_id": 1, "category_id": 1, "bbox": [50, 0, 20, 20], "ignore": 1},
+        {"id": 2, "image_id": 1, "category_id": 1, "bbox": [100, 0, 99, 99], "iscrowd": 1},
+    ]
+    truth = {"images": [{"id": 1}], "annotations": boxes, "categories": [{"id": 1, "name": "a"}]}
+    before = json.dumps(truth)
+    places = ([50, 0, 20, 20], 0.9), ([120, 9, 20, 20], 0.8), ([0, 0, 20, 20], 0.5)
+    records = [{"image_id": 1, "category_id": 1, "bbox": b, "score": s} for b, s in places]
+    coco = coco_of(truth)
+    assert coco_numbers(score_boxes(coco, records))["AP"] == pytest.approx(100)
+    assert coco_numbers(score_boxes(coco, records[:2]))["AP"] == 0
+    wrong = [{**records[0], "bbox": [300, 0, 20, 20]}, *records[1:]]
+    assert coco_numbers(score_boxes(coco, wrong))["AP"] == pytest.approx(50)
+    assert json.dumps(truth) == before  # the ground truth is not changed
+
+
+def test_few_predictions_an_image():
+    """Fewer than ten are kept: the best two of three are false, so nothing is found."""
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 20, 20]}
+    truth = {"images": [{"id": 1}], "annotations": [box], "categories": [{"id": 1, "name": "a"}]}
+    records = [
+        {"image_id": 1, "category_id": 1, "bbox": [x, 0, 20, 20], "score": s}
+        for x, s in ((90, 0.9), (60, 0.8), (0, 0.7))
+    ]
+    few = coco_numbers(score_boxes(coco_of(truth), records, max_dets=2))
+    assert few["AP"] == few["AR2"] == 0 and "AR10" not in few
+    assert coco_numbers(score_boxes(coco_of(truth), records, max_dets=3))["AR3"] == 100
+    with pytest.raises(UserError, match="max_dets was 0"):
+        score_boxes(coco_of(truth), records, max_dets=0)

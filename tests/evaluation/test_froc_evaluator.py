@@ -12,8 +12,10 @@ import torch
 from detectron2.data import MetadataCatalog
 
 from detrex_mammo.errors import UserError
+from detrex_mammo.evaluation.bootstrap import Bootstrap
 from detrex_mammo.evaluation.evaluators import DetectionEvaluators
 from detrex_mammo.evaluation.froc import FrocCurve, FrocSettings, froc
+from detrex_mammo.evaluation.froc_bootstrap import froc_bootstrap
 from detrex_mammo.evaluation.froc_evaluator import FROCEvaluator
 from detrex_mammo.evaluation.predictions import (
     lesions_from_annotations,
@@ -21,6 +23,7 @@ from detrex_mammo.evaluation.predictions import (
     read_annotations,
     read_predictions,
 )
+from detrex_mammo.evaluation.study import read_study
 from tests.evaluation.small_dataset import (
     CATEGORIES,
     CROP_AND_FLIP,
@@ -72,7 +75,12 @@ def test_numbers(tmp_path, options, geometry):
     for suffix, curve in suffixes.items():
         got = [numbers[key + suffix] for key in keys]
         assert got == [*(curve.sensitivity_at(f) for f in (0.1, 0.5, 1, 4)), curve.cpm()]
-    assert len(numbers) == 5 * len(suffixes) + 3
+    assert len(numbers) == 3 * 5 * len(suffixes) + 3
+    for suffix in suffixes:
+        for key in keys:
+            low, high = (numbers[f"{key}_{end}{suffix}"] for end in ("low", "high"))
+            assert 0 <= low <= high <= 1 and high > low
+            assert low <= numbers[key + suffix] <= high
     assert (numbers["num_lesions"], numbers["num_images"]) == (len(truth["annotations"]), 40)
     assert 0.1 < numbers["cpm"] < 1
 
@@ -90,6 +98,47 @@ def test_files(tmp_path):
     curve = FrocCurve.from_dict(report["overall"])
     assert curve.cpm() == expected_result(truth, found).overall.cpm()
     assert (out / "froc.png").read_bytes().startswith(PNG)
+    point = report["overall"]["points"][3]
+    assert point["low"] < point["sensitivity"] < point["high"]
+    assert "2000 bootstrap replicates" in report["overall"]["interval"]
+    assert len(report["per_class"]["mass"]["band"]["low"]) > 20
+
+
+def test_intervals_are_those_of_the_bootstrap_and_can_be_switched_off(tmp_path):
+    rng = np.random.default_rng(13)
+    truth = annotations(rng)
+    found, name = predictions(rng, truth), register(truth, tmp_path)
+    options = {"bootstrap": 50, "seed": 3, "stratified": True}
+    numbers = evaluate(FROCEvaluator(name, **options), found)["froc"]
+    evaluator = FROCEvaluator(name, output_dir=str(tmp_path), bootstrap=0)
+    without = evaluate(evaluator, found)["froc"]
+    assert without == {k: v for k, v in numbers.items() if "_low" not in k and "_high" not in k}
+    assert "band" not in json.loads((tmp_path / "froc.json").read_text())["overall"]
+
+    study = read_study(truth)
+    per_image = {
+        image_id: {"boxes": b, "scores": np.float32(s), "categories": [[3, 7][k] for k in c]}
+        for image_id, (b, s, c) in found.items()
+    }
+    expected = froc_bootstrap(
+        study, per_image, bootstrap=Bootstrap(50, 3, stratified=True)
+    ).figures({3: "mass", 7: "calcification"})
+    assert numbers["sens@0.5_low"] == expected["sens@0.5"].low
+    assert numbers["cpm_high-mass"] == expected["cpm-mass"].high
+
+
+def test_the_log_tells_rule_unit_counts_and_intervals(tmp_path, caplog):
+    rng = np.random.default_rng(14)
+    truth = annotations(rng)
+    found = predictions(rng, truth)
+    evaluator = FROCEvaluator(register(truth, tmp_path), unit="breast", rule="iou:0.2")
+    with caplog.at_level(logging.INFO):
+        numbers = evaluate(evaluator, found)["froc"]
+    low, high = numbers["sens@0.3_low"], numbers["sens@0.3_high"]
+    assert f"{numbers['sens@0.3']:.3f} [{low:.2f}, {high:.2f}]" in caplog.text
+    for words in ("IoU of prediction", "breasts with a lesion", "40 images of 40 patients"):
+        assert words in caplog.text
+    assert "95 % percentile interval of 2000 bootstrap replicates" in caplog.text
 
 
 def test_predictions_file_gives_the_same_figures(tmp_path):
@@ -136,9 +185,10 @@ def test_crowd_boxes_are_no_lesions(tmp_path, caplog):
     truth = annotations(np.random.default_rng(8))
     truth["annotations"][0]["iscrowd"] = 1
     found = predictions(np.random.default_rng(9), truth)
-    numbers = evaluate(FROCEvaluator(register(truth, tmp_path)), found)["froc"]
+    with caplog.at_level(logging.INFO):
+        numbers = evaluate(FROCEvaluator(register(truth, tmp_path)), found)["froc"]
     assert numbers["num_lesions"] == len(truth["annotations"]) - 1
-    assert "1 crowd box" in caplog.text
+    assert "ignores predictions on 1 boxes" in caplog.text
 
 
 def test_part_of_the_images(tmp_path, caplog):
@@ -155,6 +205,10 @@ def test_mistakes_are_one_sentence(tmp_path):
         FROCEvaluator("any", rule="iou2")
     with pytest.raises(UserError, match="fppi"):
         FROCEvaluator("any", fppi=(0.1, -1))
+    with pytest.raises(UserError, match="unit was 'woman'"):
+        FROCEvaluator("any", unit="woman")
+    with pytest.raises(UserError, match="replicates was 1"):
+        FROCEvaluator("any", bootstrap=1)
     truth = annotations(np.random.default_rng(11), num_images=2)
     box = np.array([[1, 1, 9, 9]], np.float32)
     name = register(truth, tmp_path)
@@ -203,7 +257,7 @@ def test_two_processes_give_one_process_s_results(tmp_path):
             process.kill()
     assert together[1] == {}
     assert set(together[0]) == {"bbox", "froc"}
-    assert len(alone["bbox"]) == 14 and len(alone["froc"]) == 27
+    assert len(alone["bbox"]) == 14 and len(alone["froc"]) == 3 * 24 + 3
     for task, numbers in alone.items():
         assert list(together[0][task]) == list(numbers)
         np.testing.assert_allclose(

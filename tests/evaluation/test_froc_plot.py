@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from detrex_mammo.evaluation import froc_plot
+from detrex_mammo.evaluation.bootstrap import Bootstrap
 from detrex_mammo.evaluation.froc import FrocSettings, froc
+from detrex_mammo.evaluation.froc_bootstrap import froc_bootstrap
 from detrex_mammo.evaluation.froc_plot import plot_froc
 
 LESION, FAR = (10, 10, 20, 20), (80, 80, 90, 90)
@@ -78,12 +80,31 @@ def test_steps_and_operating_points(tmp_path, figures):
 def test_caption_has_counts_and_rule(tmp_path, figures):
     plot_froc({"good": GOOD, "bad": BAD}, tmp_path / "f.png", note="simulated lesions")
     caption = figures[0].texts[0].get_text().replace("\n", " ")
-    assert caption.startswith("simulated lesions 1 lesions in 2 images (1 without lesions)")
+    assert caption.startswith("simulated lesions 1 lesions in 2 images of 2 patients (1 images ")
     assert "centre lies in the lesion's box" in caption and caption.count("1 lesions") == 1
     negative = curve([(LESION, 0.9)], denominator="negative")
     plot_froc({"good": GOOD, "negative": negative}, tmp_path / "f.png")
     caption = figures[1].texts[0].get_text()
     assert "good: 1 lesions" in caption and "negative: 1 lesions" in caption
+
+
+def test_band_of_a_curve_with_intervals(tmp_path, figures):
+    """20 images, one lesion and one false positive each, scores at random: the band has room."""
+    rng = np.random.default_rng(0)
+    truth = {i: {"boxes": [LESION]} for i in range(20)}
+    found = {i: {"boxes": [LESION, FAR], "scores": rng.random(2)} for i in range(20)}
+    intervals = froc_bootstrap(truth, found, bootstrap=Bootstrap(50)).overall
+    plot_froc({"with": intervals, "without": GOOD}, tmp_path / "f.png")
+    (axes,) = figures[0].axes
+    (band,) = axes.collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    figure = intervals.sensitivity_at(0.5)
+    assert {figure.low, figure.high} <= set(heights.tolist()) and figure.low < figure.high
+    caption = figures[0].texts[0].get_text().replace("\n", " ")
+    assert "Band: pointwise 95 % percentile interval of 50 bootstrap replicates" in caption
+    undefined = froc_bootstrap({"a": {"boxes": []}}, {}, bootstrap=Bootstrap(5)).overall
+    plot_froc({"nothing": undefined}, tmp_path / "f.png")
+    assert not figures[1].axes[0].collections
 
 
 def test_too_many_curves(tmp_path):
