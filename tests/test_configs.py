@@ -3,20 +3,36 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from detrex_mammo.config import config_to_text, instantiate, load_config, load_config_text
+from detrex_mammo.engine.evaluation import flatten
 from detrex_mammo.engine.main import run
 from detrex_mammo.engine.training import build_optimizer
-from tests.tiny_configs import shipped_configs, shrink, write_coco
+from detrex_mammo.errors import UserError
+from detrex_mammo.modeling.tiling import Tiles
+from tests.tiny_configs import nodes, shipped_configs, shrink, write_coco
 
 CONFIGS = shipped_configs()
 DEFORMABLE = "projects/deformable_detr/configs/deformable_detr_r50"
+MAMMOGRAPHY = "projects/mammography/configs"
+MAMMO_DETR = f"{MAMMOGRAPHY}/mammo_detr_swin_t_50ep.py"
 VARIANTS = ("", "_with_box_refinement", "_two_stage", "_single_scale", "_single_scale_dc5")
+
+
+def make_tiny(cfg: DictConfig, json_file: Path, output: Path) -> None:
+    """As ``shrink``; and images of at most 64 x 48 pixels, and nothing from the network."""
+    shrink(cfg, json_file, output)
+    for node in nodes(cfg):
+        if "max_height" in node:
+            node.max_height, node.max_width = 64, 48
+        if "pretrained" in node:
+            node.pretrained = False
 
 
 def test_all_published_variants_are_shipped_in_both_recipes() -> None:
@@ -36,9 +52,9 @@ def test_config_loads_and_its_yaml_is_the_same_config(path: str) -> None:
 @pytest.mark.parametrize("path", CONFIGS)
 def test_config_trains_and_evaluates_at_tiny_size(path: str, tmp_path: Path) -> None:
     cfg = load_config(path, ["train.fast_dev_run=True"])
-    shrink(cfg, write_coco(tmp_path), tmp_path / "out")
-    results = run(cfg, "cpu")
-    assert "bbox" in results
+    make_tiny(cfg, write_coco(tmp_path), tmp_path / "out")
+    results = flatten(run(cfg, "cpu"))
+    assert any(name.endswith("bbox/AP") for name in results)
     folder = tmp_path / "out" / "fast_dev_run"
     lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
     losses = [line["total_loss"] for line in lines if "total_loss" in line]
@@ -109,3 +125,72 @@ def test_configs_share_nothing() -> None:
     first.train.epochs = 1
     second = load_config(f"{DEFORMABLE}_two_stage_50ep.py")
     assert (second.model.num_classes, second.train.epochs) == (80, 50)
+
+
+def test_high_resolution_has_one_frame_in_one_place() -> None:
+    """Changed where it is written, it changes in evaluation too; the batch stays 16."""
+    path = f"{MAMMOGRAPHY}/deformable_detr_r50_two_stage_high_resolution_50ep.py"
+    key = "dataloader.train.mapper.augmentations.1"
+    for overrides, size in (
+        ([], (2944, 1920)),
+        ([f"{key}.height=512", f"{key}.width=256"], (512, 256)),
+    ):
+        cfg = load_config(path, overrides)
+        for loader in (cfg.dataloader.train, cfg.dataloader.test):
+            (resize,) = [
+                s for s in instantiate(loader.mapper).augmentations.augs if hasattr(s, "height")
+            ]
+            assert (resize.height, resize.width) == size
+    assert cfg.dataloader.train.total_batch_size * cfg.train.accumulate == 16
+    assert cfg.train.amp.enabled and cfg.model.transformer.encoder_checkpointing
+
+
+def test_tiles_are_stored_with_the_model(tmp_path: Path) -> None:
+    """Smaller than the tiny images, which are evaluated in several; the saved config has them."""
+    path = f"{MAMMOGRAPHY}/deformable_detr_r50_two_stage_tiled_50ep.py"
+    cfg = load_config(path, ["train.fast_dev_run=True", "model.tiles.height=512"])
+    tile = instantiate(cfg.dataloader.train.mapper).augmentations.augs[2]
+    assert (tile.height, tile.width) == (512, 1024)  # training's too
+    make_tiny(cfg, write_coco(tmp_path), tmp_path / "out")
+    cfg.model.tiles.update(height=32, width=24)
+    assert "bbox" in run(cfg, "cpu")
+    saved = torch.load(tmp_path / "out" / "fast_dev_run" / "model_final.pth", weights_only=True)
+    model = instantiate(load_config_text(saved["config"], "checkpoint").model)
+    assert model.tiles == Tiles(32, 24)
+
+
+def test_mammo_detr_is_as_published() -> None:
+    """Numbers of deformable_swin.gin, and of the builder's defaults that it leaves alone."""
+    cfg = load_config(MAMMO_DETR, ["model.backbone.pretrained=False"])
+    model = instantiate(cfg.model)
+    assert (model.num_queries, model.topk, model.in_features) == (170, 50, ["p3"])
+    assert (model.with_box_refine, model.two_stage) == (False, False)
+    transformer = model.transformer
+    assert (len(transformer.encoder.layers), len(transformer.decoder.layers)) == (3, 6)
+    assert (transformer.num_feature_levels, transformer.embed_dim) == (1, 256)
+    for part in (model.criterion, model.criterion.matcher):
+        assert (part.focal_alpha, part.focal_gamma) == (0.2, 2.14)
+    criterion, matcher = model.criterion, model.criterion.matcher
+    assert (criterion.weight_class, criterion.weight_bbox, criterion.weight_giou) == (0.85, 1, 0.47)
+    assert (matcher.cost_class, matcher.cost_bbox, matcher.cost_giou) == (0.85, 1, 0.47)
+    image = torch.rand(1, 40, 60).expand(3, -1, -1) * 90 + 70
+    normalised = model.normalize(image)
+    assert abs(normalised.mean()) < 1e-4 and abs(normalised.std(correction=0) - 1) < 1e-4
+
+
+def test_mammo_detr_without_timm_or_its_weights_is_one_sentence(monkeypatch) -> None:
+    import timm
+
+    def offline(*_, **__):
+        raise FileNotFoundError("no network, no cache")
+
+    cfg = load_config(MAMMO_DETR)
+    with monkeypatch.context() as patch:
+        patch.setattr(timm, "create_model", offline)
+        with pytest.raises(
+            UserError, match="cannot be had .no network, no cache.; .*pretrained=False"
+        ):
+            instantiate(cfg.model)
+        patch.setitem(sys.modules, "timm", None)
+        with pytest.raises(UserError, match="needs timm; install it"):
+            instantiate(cfg.model)

@@ -13,6 +13,7 @@ from detectron2.data.datasets import register_coco_instances
 from omegaconf import DictConfig, ListConfig
 
 from detrex_mammo.config import find_shipped
+from detrex_mammo.engine.evaluation import by_name
 
 CLASSES = ("mass", "calcification")
 
@@ -103,7 +104,7 @@ def shrink(cfg: DictConfig, json_file: Path, output: Path) -> None:
         if "depth" in node and "freeze_at" in node:
             node.update(stem_out_channels=8, res2_out_channels=16)
         _shrink_augmentation(node)
-    for loader in (cfg.dataloader.train, cfg.dataloader.test):
+    for loader in (cfg.dataloader.train, *by_name(cfg.dataloader.test).values()):
         _point_at(loader.dataset, json_file)
 
 
@@ -117,6 +118,12 @@ def _shrink_augmentation(node: DictConfig) -> None:
 
 
 def _point_at(dataset: DictConfig, json_file: Path) -> None:
+    if "classes" in dataset:
+        dataset.update(classes=list(CLASSES), class_map=None)
+    if "parts" in dataset:
+        part = dict(json_file=str(json_file), image_root=str(json_file.parent))
+        dataset.update(name=f"tiny_mixed_{json_file}", parts=dict(one=part, two=part))
+        return
     if "json_file" in dataset:
         dataset.update(
             name=f"tiny_{json_file}", json_file=str(json_file), image_root=str(json_file.parent)

@@ -7,6 +7,7 @@ import argparse
 from detrex_mammo.config import instantiate, load_config
 from detrex_mammo.data.cache_build import SHARD_MEGABYTES, build_cache
 from detrex_mammo.data.preprocessing import Preprocessing
+from detrex_mammo.engine.evaluation import by_name
 from detrex_mammo.errors import UserError, run_tool
 
 
@@ -28,17 +29,19 @@ def main() -> int:
     args = parser.parse_intermixed_args()
     config = load_config(args.config_file, args.overrides)
     records, preprocessing = [], []
-    for part in ("train", "test"):
-        loader = config.dataloader.get(part)
+    loaders = {
+        f"test.{name}": node for name, node in by_name(config.dataloader.get("test")).items()
+    }
+    for part, loader in {"train": config.dataloader.get("train"), **loaders}.items():
         if loader is None or "preprocessing" not in loader.mapper:
             raise UserError(
-                f"dataloader.{part}.mapper of {args.config_file!r} has no preprocessing: only "
+                f"dataloader.{part.rstrip('.')}.mapper of {args.config_file!r} has no preprocessing: only "
                 "mammography configs have what a cache is made of"
             )
         records += instantiate(loader.dataset)
         preprocessing.append(instantiate(loader.mapper.preprocessing))
     spec = preprocessing[0]
-    if spec != preprocessing[1] or not isinstance(spec, Preprocessing):
+    if any(other != spec for other in preprocessing) or not isinstance(spec, Preprocessing):
         raise UserError(
             "dataloader.train and dataloader.test have different preprocessing, so that one cache "
             "cannot serve both: make them the same"

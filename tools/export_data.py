@@ -28,16 +28,25 @@ def main() -> None:
     parser.add_argument("--image-root", type=Path, help="folder that file_name is relative to")
     parser.add_argument("--place", choices=PLACES, default="none", help="images into --out")
     parser.add_argument("--one-based", action="store_true", help="VOC: the first pixel is 1")
+    parser.add_argument(
+        "--segments", action="store_true", help="YOLO: outlines as polygons, boxes as their corners"
+    )
     arguments = parser.parse_args()
     if arguments.place != "none" and arguments.image_root is None:
         raise UserError(f"--place {arguments.place} needs --image-root, the folder of the images")
-    if arguments.one_based and arguments.format != "voc":
-        raise UserError(f"--one-based is of format voc, not {arguments.format}: leave it out")
+    options = {}
+    for name, of_format in (("one_based", "voc"), ("segments", "yolo")):
+        if getattr(arguments, name):
+            options[name] = True
+            if arguments.format != of_format:
+                flag = "--" + name.replace("_", "-")
+                raise UserError(
+                    f"{flag} is of format {of_format}, not {arguments.format}: leave it out"
+                )
     files = [str(path.resolve()) for path in arguments.json]
     root = arguments.json[0].resolve().parent
     dataset = coco.convert(root, arguments.out, json=files, no_image_files=True)
     export = Export(dataset, arguments.out, arguments.image_root or root, arguments.place)
-    options = {"one_based": True} if arguments.one_based else {}
     report = FORMATS[arguments.format](export, **options)
     if any(dataset.report.counts[kind] for kind in ("fixed", "dropped")):
         print(f"Reading:\n{dataset.report.describe()}\n")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from detrex_mammo.config import instantiate, load_config
 from detrex_mammo.data.inspection import inspect, write_step
+from detrex_mammo.engine.evaluation import by_name
 from detrex_mammo.errors import UserError, run_tool
 
 CONFIG = "projects/mammography/configs/deformable_detr_r50_two_stage_mammography_50ep.py"
@@ -25,7 +26,8 @@ def main() -> None:
     parser.add_argument("--config-file", default=CONFIG, metavar="F", help="lazy config or .yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     args = parser.parse_intermixed_args()
-    node = load_config(args.config_file, args.overrides).dataloader.test.mapper
+    loaders = by_name(load_config(args.config_file, args.overrides).dataloader.test)
+    node = next(iter(loaders.values())).mapper
     if "preprocessing" not in node:
         raise UserError(
             f"dataloader.test.mapper of {args.config_file!r} has no preprocessing: use a "

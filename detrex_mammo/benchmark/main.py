@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from detrex_mammo.benchmark import data, models, op
+from detrex_mammo.benchmark import data, evaluation, models, op, records
 from detrex_mammo.benchmark.arguments import MODES, parse_arguments
 from detrex_mammo.benchmark.machine import describe_versions
 from detrex_mammo.benchmark.pictures import draw
@@ -19,12 +19,15 @@ from detrex_mammo.benchmark.tables import full_report, markdown
 from detrex_mammo.errors import UserError
 from detrex_mammo.evaluation.hardware import describe_machine
 
-RUN: dict[str, Callable[[Session], None]] = {
+RUN: dict[str, Callable[..., None]] = {
     "op": op.run,
     "inference": models.run_inference,
     "train": models.run_train,
     "data": data.run,
+    "records": records.run,
+    "evaluation": evaluation.run,
 }
+SIZES = ("images", "boxes")  # options that go to the mode
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -40,8 +43,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         ["python", "tools/benchmark.py", *(sys.argv[1:] if argv is None else argv)]
     )
     session = start_session(arguments, device, command)
+    sizes = {name: getattr(arguments, name) for name in SIZES if hasattr(arguments, name)}
     try:
-        RUN[arguments.mode](session)
+        RUN[arguments.mode](session, **sizes)
         session.results.finish()
     finally:
         # Also after Ctrl-C or an error: what was measured is told and kept.

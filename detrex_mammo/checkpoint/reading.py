@@ -8,7 +8,7 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ WEIGHTS_KEYS = ("model", "state_dict", "model_state", "blobs")
 _TRAINER_KEYS = ("trainer", "optimizer", "lr_scheduler", "optimizer_states", "scheduler")
 # Names of weights inside a Hugging Face folder, in the order of preference.
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+_NO_ARRAY = "which is not a numpy array"
 
 
 @dataclass
@@ -132,7 +133,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = require_file(path)
     readers = {".pkl": _read_pickle, ".safetensors": _read_safetensors}
-    content = readers.get(path.suffix, _read_torch)(path)
+    content = _read_safely(readers.get(path.suffix, _read_torch), path)
     if not isinstance(content, dict):
         raise UserError(f"checkpoint {str(path)!r} holds a {type(content).__name__}, not weights")
     return content
@@ -223,32 +224,46 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_safetensors(path: Path) -> Any:
     from safetensors.torch import load_file
 
+    return load_file(path)
+
+
+def _read_torch(path: Path) -> Any:
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _read_pickle(path: Path) -> Any:
+    with open(path, "rb") as file:
+        return _tensors(_ArraysOnly(file, encoding="latin1").load())
+
+
+def _read_safely(read: Callable[[Path], Any], path: Path) -> Any:
+    """What a reader gives; an object that it refused, or damage, is one sentence."""
     try:
-        return load_file(path)
+        return read(path)
+    except pickle.UnpicklingError as error:
+        held = _object_in(str(error))
+        if held:
+            raise UserError(
+                f"checkpoint {str(path)!r} is not opened, because that could run code: it holds "
+                f"{held}"
+            ) from error
+        raise _broken(path) from error
     except Exception as error:  # whatever a reader raises, it is the file that cannot be read
         raise _broken(path) from error
 
 
-def _read_torch(path: Path) -> Any:
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if found:
-            raise UserError(
-                f"checkpoint {str(path)!r} holds a Python object ({found.group(1)}) beside its "
-                f"weights and is not opened, because that could run code: {_advice(found.group(1))}"
-            ) from error
-        raise _broken(path) from error
-    except Exception as error:
-        raise _broken(path) from error
-
-
-def _advice(name: str) -> str:
-    if name.startswith("mmengine."):
-        return "keep its weights by mmdetection's tools/model_converters/publish_model.py"
-    return "save its weights alone"
+def _object_in(message: str) -> str:
+    """What an unpickler refused, and what to do about it; "" if the file is just damaged."""
+    if _NO_ARRAY in message:
+        return message
+    found = re.search(r"GLOBAL ([\w.]+)", message)  # torch's words
+    if found is None:
+        return ""
+    is_mmengine = found.group(1).startswith("mmengine.")
+    advice = "keep its weights by mmdetection's tools/model_converters/publish_model.py"
+    advice = advice if is_mmengine else "save its weights alone"
+    return f"a Python object ({found.group(1)}) beside its weights: {advice}"
 
 
 def _broken(path: Path) -> UserError:
@@ -277,23 +292,8 @@ class _ArraysOnly(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"{module}.{name}, which is not a numpy array")
+            raise pickle.UnpicklingError(f"{module}.{name}, {_NO_ARRAY}")
         return super().find_class(module, name)
-
-
-def _read_pickle(path: Path) -> Any:
-    try:
-        with open(path, "rb") as file:
-            return _tensors(_ArraysOnly(file, encoding="latin1").load())
-    except pickle.UnpicklingError as error:
-        if "is not a numpy array" in str(error):
-            raise UserError(
-                f"checkpoint {str(path)!r} is not opened, because that could run code: it holds "
-                f"{error}"
-            ) from error
-        raise _broken(path) from error
-    except Exception as error:
-        raise _broken(path) from error
 
 
 def _tensors(value: Any) -> Any:

@@ -20,6 +20,8 @@ _MAY_BUILD = {
         "criterion.SetCriterion",
         "detector.DeformableDETR",
         "matcher.HungarianMatcher",
+        "test_time_augmentation.TestTimeAugmentation",
+        "tiling.Tiles",
         "transformer.DeformableTransformer",
     )
 }

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from detectron2.data.transforms import Augmentation, NoOpTransform, Transform
 
+from detrex_mammo.data.augmentation_checks import check_probability, check_range
 from detrex_mammo.errors import UserError
 
 
@@ -35,7 +36,22 @@ class AreaResizeTransform(Transform):
         return AreaResizeTransform(self.new_h, self.new_w, self.h, self.w)
 
 
-class ResizeToFit(Augmentation):
+class Resize(Augmentation):
+    """An augmentation that resizes the whole image, so that a pixel's size changes with it."""
+
+    def nominal_size(
+        self, height: int, width: int, pixel_spacing: tuple[float, float] | None
+    ) -> tuple[int, int]:
+        """(height, width) that an image gets, at the middle of each random range."""
+        raise NotImplementedError
+
+
+def scaled_size(height: int, width: int, down: float, across: float) -> tuple[int, int]:
+    """(height, width) times a factor each, whole and at least 1."""
+    return max(1, round(height * down)), max(1, round(width * across))
+
+
+class ResizeToFit(Resize):
     """Resize to the largest size that fits into (height, width), keeping the aspect ratio.
 
     Args:
@@ -71,8 +87,14 @@ class ResizeToFit(Augmentation):
         scale = min(self.height / height, self.width / width)
         scale *= np.random.uniform(*self.scale_range)
         stretch = 1 + np.random.uniform(-self.aspect_jitter, self.aspect_jitter, size=2)
-        new_h, new_w = (max(1, round(s * scale * j)) for s, j in zip((height, width), stretch))
-        return AreaResizeTransform(height, width, new_h, new_w)
+        new_size = scaled_size(height, width, scale * stretch[0], scale * stretch[1])
+        return AreaResizeTransform(height, width, *new_size)
+
+    def nominal_size(
+        self, height: int, width: int, pixel_spacing: tuple[float, float] | None
+    ) -> tuple[int, int]:
+        scale = min(self.height / height, self.width / width) * sum(self.scale_range) / 2
+        return scaled_size(height, width, scale, scale)
 
 
 class IntensityTransform(Transform):
@@ -98,6 +120,9 @@ class RandomIntensity(Augmentation):
         contrast: range of the factor.
         offset: range of the summand, in grey values of [0, 255].
         prob: probability of doing anything.
+
+    Raises:
+        UserError: a range or ``prob`` is not possible.
     """
 
     def __init__(
@@ -108,7 +133,10 @@ class RandomIntensity(Augmentation):
         prob: float = 0.8,
     ):
         super().__init__()
-        self.gamma, self.contrast, self.offset, self.prob = gamma, contrast, offset, prob
+        self.gamma = check_range("RandomIntensity", "gamma", gamma, above=0)
+        self.contrast = check_range("RandomIntensity", "contrast", contrast, 0)
+        self.offset = check_range("RandomIntensity", "offset", offset, -255, 255)
+        self.prob = check_probability("RandomIntensity", prob)
 
     def get_transform(self, image: np.ndarray) -> Transform:
         if np.random.uniform() >= self.prob:

@@ -44,6 +44,13 @@ class LesionSafeCrop(Augmentation):
         y0, y1 = self._span(height, boxes[:, 1], boxes[:, 3])
         return CropTransform(x0, y0, x1 - x0, y1 - y0)
 
+    def nominal_size(
+        self, height: int, width: int, pixel_spacing: object = None
+    ) -> tuple[int, int]:
+        """Mean (height, width) of the crops of an image without boxes."""
+        share = 1 - self.prob * (1 - self.min_share) / 2
+        return max(1, round(height * share)), max(1, round(width * share))
+
     def _span(self, size: int, starts: np.ndarray, ends: np.ndarray) -> tuple[int, int]:
         """Whole pixels [start, end) along one axis, within [0, size), around all boxes."""
         length = max(1, round(size * np.random.uniform(self.min_share, 1.0)))
@@ -57,30 +64,40 @@ class LesionSafeCrop(Augmentation):
 
 
 class AffineTransform(Transform):
-    """Rotate by an angle and scale about the image's centre; the image keeps its size.
+    """Shear, rotate and scale about the image's centre, then shift; the image keeps its size.
 
     A box becomes the box of the ellipse that fills it, not of its corners: masses are round, and
     rotated corners would grow a box by a sixth at 10 degrees, more with each augmentation.
     """
 
-    def __init__(self, height: int, width: int, degrees: float, scale: float):
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        degrees: float,
+        scale: float,
+        shear: Sequence[float] = (0.0, 0.0),
+        shift: Sequence[float] = (0.0, 0.0),
+    ):
         super().__init__()
-        angle = math.radians(degrees)
-        self.linear = scale * np.array(
+        angle, (along_x, along_y) = math.radians(degrees), np.tan(np.radians(shear))
+        rotation = np.array(
             [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
         )
+        self.linear = scale * rotation @ np.array([[1, along_x], [along_y, 1]])
         self.centre = np.array([width / 2, height / 2])
+        self.shift = np.asarray(shift, dtype=np.float64)
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
         # cv2 puts the centre of pixel i at i, we at i + 1/2.
-        shift = self.centre - self.linear @ self.centre
+        shift = self.centre + self.shift - self.linear @ self.centre
         shift += self.linear @ [0.5, 0.5] - [0.5, 0.5]
         matrix = np.column_stack([self.linear, shift])
         size = (img.shape[1], img.shape[0])
         return cv2.warpAffine(img, matrix, size, flags=cv2.INTER_LINEAR)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        return (coords - self.centre) @ self.linear.T + self.centre
+        return (coords - self.centre) @ self.linear.T + self.centre + self.shift
 
     def apply_box(self, box: np.ndarray) -> np.ndarray:
         box = np.asarray(box, dtype=np.float64).reshape(-1, 4)
@@ -96,15 +113,27 @@ class RandomAffine(Augmentation):
         degrees: largest angle, to both sides.
         scale: range of the factor.
         prob: probability of doing anything.
+        shear: largest angle in degrees, to both sides, along each axis.
+        translate: largest shift, to both sides, as a share of height and of width.
 
     Raises:
         UserError: a range is not possible.
     """
 
     def __init__(
-        self, degrees: float = 8.0, scale: Sequence[float] = (0.9, 1.1), prob: float = 0.5
+        self,
+        degrees: float = 8.0,
+        scale: Sequence[float] = (0.9, 1.1),
+        prob: float = 0.5,
+        shear: float = 0.0,
+        translate: float = 0.0,
     ):
         super().__init__()
+        if not 0 <= shear <= 45 or not 0 <= translate < 1:
+            raise UserError(
+                f"RandomAffine got shear={shear}, translate={translate}; degrees of shear are in "
+                "[0, 45], the shift is a share in [0, 1)"
+            )
         low, high = scale
         if not 0 <= degrees <= 180 or not 0 < low <= high or not 0 <= prob <= 1:
             raise UserError(
@@ -112,9 +141,14 @@ class RandomAffine(Augmentation):
                 "are in [0, 180], 0 < low <= high, prob in [0, 1]"
             )
         self.degrees, self.scale, self.prob = degrees, (low, high), prob
+        self.shear, self.translate = shear, translate
 
     def get_transform(self, image: np.ndarray) -> Transform:
         if np.random.uniform() >= self.prob:
             return NoOpTransform()
+        height, width = image.shape[:2]
         degrees = np.random.uniform(-self.degrees, self.degrees)
-        return AffineTransform(*image.shape[:2], degrees, np.random.uniform(*self.scale))
+        scale = np.random.uniform(*self.scale)
+        shear = np.random.uniform(-self.shear, self.shear, size=2)
+        shift = np.random.uniform(-self.translate, self.translate, size=2) * (width, height)
+        return AffineTransform(height, width, degrees, scale, shear, shift)

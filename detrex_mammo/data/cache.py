@@ -245,6 +245,10 @@ class ImageCache:
         # A memory map would be pickled with all its bytes; another process opens its own.
         return {**self.__dict__, "_shards": {}}
 
+    def entry(self, record: Mapping[str, Any]) -> Entry | None:
+        """What is stored of a record's image; None if nothing is."""
+        return self._entries.get(key_of(record))
+
     def crop(
         self, record: Mapping[str, Any], boxes: np.ndarray | None
     ) -> tuple[np.ndarray, Geometry]:
@@ -260,7 +264,7 @@ class ImageCache:
         Raises:
             UserError: the image is not there, damaged, or outdated.
         """
-        entry = self._entries.get(key_of(record))
+        entry = self.entry(record)
         if entry is None:
             raise UserError(
                 f"image {record['file_name']!r} is not in the cache {str(self.folder)!r}: "

@@ -123,28 +123,12 @@ def build_cache(
         _cut_unfinished(folder)
         cache = ImageCache(folder, preprocessing)
         jobs = _jobs(cache, records, verify, report, progress)
-        writer = _ShardWriter(folder, int(shard_megabytes * 2**20))
-        made = DataLoader(
-            _Images(jobs, preprocessing),
-            batch_size=None,
-            num_workers=0 if workers == 1 else workers,
-            # forking a process that has loaded OpenCV's threads can hang
-            multiprocessing_context=None if workers == 1 else "spawn",
-            collate_fn=_same,
-            worker_init_fn=_start_worker,
+        results = tqdm(
+            _made(jobs, preprocessing, workers), "caching", len(jobs), disable=not progress
         )
-        with writer:
-            for job, result in zip(
-                jobs, tqdm(made, "caching", len(jobs), disable=not progress), strict=True
-            ):
-                if isinstance(result, str):
-                    report.failed.append(result)
-                    continue
-                facts, data, conflict = result
-                writer.add(facts, data)
-                report.made[job.why] = report.made.get(job.why, 0) + 1
-                if conflict:
-                    report.wrong_sides.append(conflict)
+        with _ShardWriter(folder, int(shard_megabytes * 2**20)) as writer:
+            for job, result in zip(jobs, results, strict=True):
+                _keep(job, result, writer, report)
         entries = ImageCache(folder, preprocessing).entries()
     report.num_bytes = sum(entry.num_bytes for entry in entries)
     report.outdated_bytes = (
@@ -227,6 +211,31 @@ def _why(cache: ImageCache, entry: Entry | None, records: list, verify: bool) ->
         if entry.geometry(cache.preprocessing, record, ground_truth(record)[0]) is None:
             return "other crop"
     return ""
+
+
+def _made(jobs: list[_Job], preprocessing: Preprocessing, workers: int) -> DataLoader:
+    """What :class:`_Images` gives for each job, in their order, by so many processes."""
+    return DataLoader(
+        _Images(jobs, preprocessing),
+        batch_size=None,
+        num_workers=0 if workers == 1 else workers,
+        # forking a process that has loaded OpenCV's threads can hang
+        multiprocessing_context=None if workers == 1 else "spawn",
+        collate_fn=_same,
+        worker_init_fn=_start_worker,
+    )
+
+
+def _keep(job: _Job, result: tuple | str, writer: "_ShardWriter", report: CacheReport) -> None:
+    """Write one image, or note why there is none."""
+    if isinstance(result, str):
+        report.failed.append(result)
+        return
+    facts, data, conflict = result
+    writer.add(facts, data)
+    report.made[job.why] = report.made.get(job.why, 0) + 1
+    if conflict:
+        report.wrong_sides.append(conflict)
 
 
 class _Images(torch.utils.data.Dataset):

@@ -17,6 +17,7 @@ from detrex_mammo.checkpoint.reading import read_checkpoint, weights_of
 from detrex_mammo.errors import UserError
 
 logger = logging.getLogger(__name__)
+BEST = "model_best"
 
 
 class RunCheckpointer(DetectionCheckpointer):
@@ -39,14 +40,29 @@ class RunCheckpointer(DetectionCheckpointer):
     ):
         super().__init__(model, save_dir, save_to_disk=comm.is_main_process(), **checkpointables)
         self.describe = describe
+        self.last_saved: int | None = None  # iteration of the newest checkpoint of this start
 
     def save(self, name: str, **extra: Any) -> None:
-        """Write ``name.pth`` so that a kill at any point leaves a whole file behind."""
+        """Write ``name.pth``, to resume from; every process takes part, the main one writes."""
+        self.last_saved = extra.get("iteration")
+        content = {key: item.state_dict() for key, item in self.checkpointables.items()}
+        if self._write(name, {**content, **extra}):
+            self.tag_last_checkpoint(f"{name}.pth")
+
+    def save_best(self, **best: Any) -> None:
+        """Write ``model_best.pth``: no state to resume from, but how good it is, as ``best``."""
+        self._write(BEST, {"best": best})
+
+    def best(self) -> dict[str, Any] | None:
+        """What :meth:`save_best` was told last, in this start of the run or an earlier one."""
+        path = Path(self.save_dir) / f"{BEST}.pth"
+        return read_checkpoint(str(path)).get("best") if path.is_file() else None
+
+    def _write(self, name: str, more: dict[str, Any]) -> bool:
+        """Write weights and ``more`` so that a kill at any point leaves a whole file behind."""
         if not self.save_dir or not self.save_to_disk:
-            return
-        content = {"model": self.model.state_dict(), **self.describe()}
-        content.update({key: item.state_dict() for key, item in self.checkpointables.items()})
-        content.update(extra)
+            return False
+        content = {"model": self.model.state_dict(), **self.describe(), **more}
         target = Path(self.save_dir) / f"{name}.pth"
         partial = target.with_suffix(".pth.partial")
         with open(partial, "wb") as file:
@@ -54,8 +70,8 @@ class RunCheckpointer(DetectionCheckpointer):
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, target)
-        self.tag_last_checkpoint(target.name)
         logger.info("saved %s", target)
+        return True
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Point ``last_checkpoint`` at a file, in one step."""

@@ -5,15 +5,17 @@ import json
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from detectron2.evaluation import inference_on_dataset
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 
+from detrex_mammo.engine import rng
 from detrex_mammo.engine.loaders import (
     build_evaluator,
     build_test_loader,
@@ -21,6 +23,7 @@ from detrex_mammo.engine.loaders import (
     dataset_names,
 )
 from detrex_mammo.engine.record import RunRecord, SpeedMeter, now
+from detrex_mammo.engine.validation import validation_losses, with_targets
 from detrex_mammo.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -29,21 +32,42 @@ logger = logging.getLogger(__name__)
 def require_evaluator(cfg: DictConfig) -> None:
     """Raise UserError if a config has nothing to evaluate with, or on."""
     for name, role in (("evaluator", "with"), ("test", "on")):
-        if cfg.dataloader.get(name) is None:
+        if not by_name(cfg.dataloader.get(name)):
             raise UserError(
                 f"dataloader.{name} is not set, so there is nothing to evaluate {role}: "
                 "set it in the config"
             )
 
 
+def by_name(node: Any) -> dict[str, Any]:
+    """Parts of ``dataloader.test`` or ``dataloader.evaluator``; a single one has the name "".
+
+    What is null is left out.
+    """
+    is_mapping = isinstance(node, DictConfig) and "_target_" not in node
+    parts = {str(name): node[name] for name in node} if is_mapping else {"": node}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def evaluated_datasets(dataloader: DictConfig) -> list[str]:
+    """Names of the data sets that evaluators and test loaders are about; may be empty."""
+    nodes = (by_name(dataloader.get(key)) for key in ("evaluator", "test"))
+    parts = [part for node in nodes for part in node.values()]
+    return list(dict.fromkeys(name for part in parts for name in dataset_names(part)))
+
+
 class Evaluation:
-    """The test loader and evaluators of a run, built once and used at every evaluation.
+    """The test loaders and evaluators of a run, built once and used at every evaluation.
 
     Args:
-        cfg: the run's config.
+        cfg: the run's config. With several test loaders by name, every number has that name first.
         model: bare, not wrapped for distributed training; every process runs its share.
         first_batches: evaluate only so many batches per process (a trial run).
         record: of the run; each evaluation puts its date and speed there.
+
+    Raises:
+        UserError: loaders and evaluators that do not fit together, or classes that are not the
+            model's.
     """
 
     def __init__(
@@ -55,28 +79,81 @@ class Evaluation:
     ):
         require_evaluator(cfg)
         self.model = model
-        self.loader = build_test_loader(cfg.dataloader.test, first_batches)
-        self.evaluator = build_evaluator(cfg.dataloader.evaluator)
-        names = dataset_names(cfg.dataloader.evaluator) + dataset_names(cfg.dataloader.test)
-        check_classes(model, names)
+        self.parts = [
+            _build_part(name, test, evaluator, cfg.train.eval_loss, first_batches)
+            for name, test, evaluator in _pairs(cfg.dataloader)
+        ]
+        for name in evaluated_datasets(cfg.dataloader):
+            check_classes(model, [name])
         self.record = record
         self.results: dict[str, Any] = {}
 
     def __call__(self) -> dict[str, Any]:
         """Evaluate and print; the numbers are in the main process, an empty dict elsewhere."""
-        with SpeedMeter(self.model, len(self.loader)) as meter:
-            results = inference_on_dataset(self.model, self.loader, self.evaluator) or {}
+        results: dict[str, Any] = {}
+        speed: dict[str, Any] = {}
+        with rng.undisturbed():
+            for part in self.parts:
+                inner = results.setdefault(part.name, {}) if part.name else results
+                place = speed.setdefault(part.name, {}) if part.name else speed
+                inner.update(self._evaluate(part, place))
         if self.record is not None:
-            self.record.add(evaluation={"finished": now(), **meter.result()})
+            self.record.add(evaluation={"finished": now(), **speed})
             self.record.write()
-        if comm.is_main_process() and results:
-            logger.info("evaluation:\n%s", format_results(results))
-        self.results = dict(results)
+        self.results = results if comm.is_main_process() else {}
+        if self.results:
+            logger.info("evaluation:\n%s", format_results(self.results))
         return self.results
+
+    def _evaluate(self, part: "_Part", speed: dict[str, Any]) -> dict[str, Any]:
+        with SpeedMeter(self.model, len(part.loader)) as meter:
+            results = inference_on_dataset(self.model, part.loader, part.evaluator) or {}
+        speed.update(meter.result())
+        if part.loss_loader is not None:
+            results = {**results, "val": validation_losses(self.model, part.loss_loader)}
+        return dict(results)
 
     def numbers(self) -> dict[str, float]:
         """Evaluate; the finite numbers alone, which is what detectron2's event storage takes."""
         return {name: value for name, value in flatten(self()).items() if math.isfinite(value)}
+
+
+@dataclass
+class _Part:
+    """One test loader with its evaluator, and the loader of the same images with targets."""
+
+    name: str
+    loader: Any
+    evaluator: DatasetEvaluator
+    loss_loader: Any = None
+
+
+def _build_part(
+    name: str, test: DictConfig, evaluator: Any, with_loss: bool, first_batches: int | None
+) -> _Part:
+    part = _Part(name, build_test_loader(test, first_batches), build_evaluator(evaluator))
+    if with_loss:
+        part.loss_loader = build_test_loader(with_targets(test), first_batches)
+    return part
+
+
+def _pairs(dataloader: DictConfig) -> list[tuple[str, DictConfig, Any]]:
+    """Name, test node and evaluator node of every part."""
+    tests, evaluators = by_name(dataloader.test), by_name(dataloader.evaluator)
+    if set(tests) != set(evaluators):
+        one, other = (", ".join(found) or "a single one" for found in (tests, evaluators))
+        raise UserError(
+            f"dataloader.test has {one} and dataloader.evaluator has {other}: name the same data "
+            "sets in both"
+        )
+    folders = [e.get("output_dir") for e in evaluators.values() if isinstance(e, DictConfig)]
+    written = [folder for folder in folders if folder]
+    if len(set(written)) < len(written):
+        raise UserError(
+            f"evaluators under dataloader.evaluator share output_dir {written[0]!r}, where each "
+            "would overwrite the other's predictions: give each its own"
+        )
+    return [(name, tests[name], evaluators[name]) for name in tests]
 
 
 def flatten(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -1,12 +1,14 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
-"""Hooks of a run: learning rate, checkpoints."""
+"""Hooks of a run: learning rate, checkpoints, evaluations."""
 
 from collections.abc import Callable
 
 import torch
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, hooks
 
+from detrex_mammo.engine.best import BestCheckpoint
 from detrex_mammo.engine.checkpointer import RunCheckpointer
+from detrex_mammo.engine.evaluation import Evaluation, flatten
 
 
 class LearningRate(HookBase):
@@ -68,3 +70,29 @@ class Checkpoints(HookBase):
         elif self.period > 0 and done % self.period == 0:
             self.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
             self.checkpointer.keep_newest(self.max_to_keep)
+
+
+class Evaluations(hooks.EvalHook):
+    """Evaluate every ``period`` steps and after the last one.
+
+    Args:
+        evaluation (Evaluation): puts its numbers into the storage, through detectron2's hook.
+        period (int): steps; 0 evaluates at the end only.
+        best (BestCheckpoint, optional): is told of every evaluation, once it is recorded.
+    """
+
+    def __init__(self, evaluation: Evaluation, period: int, best: BestCheckpoint | None = None):
+        super().__init__(period, evaluation.numbers)
+        self.evaluation = evaluation
+        self.best = best
+
+    def _do_eval(self) -> None:
+        super()._do_eval()
+        if self.best is not None:
+            last = min(self.trainer.iter, self.trainer.max_iter - 1)
+            self.best.update(flatten(self.evaluation.results), last)
+
+    def after_train(self) -> None:
+        """Evaluate if training came to its end; not if its last step failed."""
+        if self.trainer.iter >= self.trainer.max_iter:
+            super().after_train()

@@ -57,6 +57,7 @@ class Initial:
         class_names: of the outputs; empty if nobody knows.
         told: settings the file tells.
         architecture: None for our own files and backbones.
+        by_image: images were normalised by their own statistics; None if the file does not tell.
     """
 
     state: Mapping[str, Any]
@@ -64,6 +65,7 @@ class Initial:
     class_names: Sequence[str] = ()
     told: Mapping[str, Any] | None = None
     architecture: Architecture | None = None
+    by_image: bool | None = None
 
 
 def load_initial(
@@ -139,7 +141,9 @@ def _format(source: Source) -> str:
 
 def _own(source: Source) -> Initial:
     told, _ = read_settings(own, source)
-    return Initial(source.state, OURS, stored_table(source.content)["names"], told)
+    names = stored_table(source.content)["names"]
+    by_image = own.normalises_by_image(source.content)
+    return Initial(source.state, OURS, names, told, by_image=by_image)
 
 
 def _policy(cfg: DictConfig, evaluate: bool) -> Policy:
@@ -203,6 +207,7 @@ def _check_settings(initial: Initial, cfg: DictConfig, path: str) -> None:
 def _normalise_alike(initial: Initial, model: nn.Module, cfg: DictConfig, evaluate: bool) -> None:
     """Evaluate weights on images normalised as in their training; training may choose its own."""
     told, ours = initial.told or {}, settings_of(cfg.get("model"))
+    _normalise_by_image_alike(initial, model, evaluate)
     for name in ("pixel_mean", "pixel_std"):
         if name not in told or name not in ours or not hasattr(model, name):
             continue
@@ -217,6 +222,25 @@ def _normalise_alike(initial: Initial, model: nn.Module, cfg: DictConfig, evalua
         else:
             text = "these weights were trained with model.%s %s, this run has %s"
         logger.warning(text, name, stored, list(ours[name]))
+
+
+def _normalise_by_image_alike(initial: Initial, model: nn.Module, evaluate: bool) -> None:
+    """Weights of images normalised by their own statistics know no others, and the reverse."""
+    stored = initial.by_image
+    if initial.architecture is not None:
+        stored = False  # no other project's models do it
+    ours = getattr(model, "normalizes_by_image", None)
+    if stored is None or ours is None or stored == ours:
+        return
+    ways = {True: "each image's own mean and deviation", False: "a fixed mean and deviation"}
+    text = (
+        f"these weights were trained on images normalised by {ways[stored]}, but model.pixel_mean "
+        f"stands for {ways[not stored]}: set model.pixel_mean and model.pixel_std "
+        f"{'to null' if stored else 'to numbers'}"
+    )
+    if evaluate:
+        raise UserError(text)
+    logger.warning(text)
 
 
 def _adopt_eps(initial: Initial, model: nn.Module, cfg: DictConfig) -> None:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, ListConfig
 
 from detrex_mammo.config import instantiate, instantiate_with
 from detrex_mammo.config_check import call_arguments, nearest, resolve_target
+from detrex_mammo.data.batching import Batches
 from detrex_mammo.engine.sampler import SeededSampler
 from detrex_mammo.errors import UserError
 
@@ -27,28 +28,27 @@ class TrainData:
     Attributes:
         loader: endless; yields the batch of this process, a list of dataset dicts.
         num_images: images of one epoch.
-        batch_size: images per step over all processes.
+        batch_size: images per step over all processes; their mean with a token budget.
+        iters_per_epoch: steps in which every image of an epoch is seen.
         mapper: what turns a dataset dict into a model input.
     """
 
     loader: Any
     num_images: int
     batch_size: int
+    iters_per_epoch: int
     mapper: Any
-
-    @property
-    def iters_per_epoch(self) -> int:
-        """Steps in which every image is seen once."""
-        return max(1, math.ceil(self.num_images / self.batch_size))
 
 
 def build_train_data(node: DictConfig, seed: int, start_iter: int = 0) -> TrainData:
     """Build ``dataloader.train``.
 
     Args:
-        node: lazy call with ``dataset`` (something with a length) and ``total_batch_size``.
-        seed: of the order of images, unless the node has a sampler of its own.
-        start_iter: steps that are done already.
+        node: lazy call with ``dataset`` (something with a length) and ``total_batch_size``; its
+            ``sampling`` says how often an image is shown.
+        seed: of the order of images and of their augmentation, unless the node has a sampler of
+            its own.
+        start_iter: steps of the loader that are done already.
 
     Raises:
         UserError: the dataset is missing or empty, or the batch cannot be shared out.
@@ -66,12 +66,27 @@ def build_train_data(node: DictConfig, seed: int, start_iter: int = 0) -> TrainD
             raise UserError("dataloader.train.dataset has no length: give a list of images")
         if len(dataset) == 0:
             raise UserError("dataloader.train.dataset holds no image")
-        more = {"dataset": dataset, "mapper": mapper}
+        if hasattr(mapper, "attach"):
+            mapper.attach(dataset)  # it mixes images
+        sampling = instantiate(node.get("sampling"))
+        order = SeededSampler(dataset, seed, sampling, start_iter, batch_size)
+        more = {"sampling": sampling}
+        if node.get("sampler") is None:
+            more["sampler"] = order
         known, _, _ = call_arguments(resolve_target(node, "dataloader.train", "the config"))
-        if "sampler" in known and node.get("sampler") is None:
-            more["sampler"] = SeededSampler(len(dataset), seed, start_iter * batch_size)
+        more = {name: value for name, value in more.items() if name in known}
+        more.update(dataset=dataset, mapper=mapper)
         loader = instantiate_with(node, "dataloader.train", **more)
-    return TrainData(loader, len(dataset), batch_size, mapper)
+    return _describe(loader, order, batch_size, mapper)
+
+
+def _describe(loader: Any, order: SeededSampler, batch_size: int, mapper: Any) -> TrainData:
+    batches = getattr(loader, "batch_sampler", None)
+    if not isinstance(batches, Batches):
+        steps = math.ceil(order.length / batch_size)
+        return TrainData(loader, order.length, batch_size, steps, mapper)
+    size = max(1, round(batches.mean_batch_size))
+    return TrainData(loader, order.length, size, batches.steps_per_epoch, mapper)
 
 
 class FirstBatches:
@@ -135,8 +150,13 @@ def class_table(names: list[str]) -> dict[str, list]:
 
 
 def annotation_files(names: list[str]) -> dict[str, str]:
-    """Annotation file of each data set that has one and is there."""
-    files = {name: MetadataCatalog.get(name).get("json_file", None) for name in names}
+    """Annotation file of each data set, or of each of its parts, that has one and is there."""
+    files: dict[str, str | None] = {}
+    for name in names:
+        metadata = MetadataCatalog.get(name)
+        files[name] = metadata.get("json_file", None)
+        for part, file in metadata.get("json_files", {}).items():
+            files[f"{name}/{part}"] = file
     return {name: file for name, file in files.items() if file and os.path.isfile(file)}
 
 
@@ -144,7 +164,7 @@ def dataset_names(node: Any) -> list[str]:
     """Names of data sets in a loader's or evaluator's node.
 
     ``dataset.names`` (detectron2's, registered before), ``dataset.name`` (of a function that
-    registers what it loads), ``dataset_name`` (an evaluator's).
+    registers what it loads, be it in several ``parts``), ``dataset_name`` (an evaluator's).
     """
     if isinstance(node, (ListConfig, list)):
         return [name for item in node for name in dataset_names(item)]

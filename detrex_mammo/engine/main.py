@@ -15,11 +15,16 @@ from detrex_mammo.checkpoint.reading import local_path, require_source
 from detrex_mammo.config import config_to_text, instantiate, load_config
 from detrex_mammo.engine import setup
 from detrex_mammo.engine.arguments import parse_arguments
-from detrex_mammo.engine.evaluation import Evaluation, require_evaluator, write_metrics
+from detrex_mammo.engine.evaluation import (
+    Evaluation,
+    evaluated_datasets,
+    require_evaluator,
+    write_metrics,
+)
 from detrex_mammo.engine.folder import check_free, numbered
 from detrex_mammo.engine.initial import load_initial
 from detrex_mammo.engine.launch import World, launch
-from detrex_mammo.engine.loaders import annotation_files, class_table, dataset_names
+from detrex_mammo.engine.loaders import annotation_files, class_table
 from detrex_mammo.engine.record import RunRecord, describe_checkpoint
 from detrex_mammo.engine.training import train
 from detrex_mammo.errors import UserError
@@ -133,7 +138,7 @@ def evaluate_only(cfg: DictConfig, device: str, folder: Path) -> dict[str, Any]:
     model = instantiate(cfg.model).to(device)
     first = FAST_DEV_RUN_BATCHES if cfg.train.fast_dev_run else None
     evaluation = Evaluation(cfg, model, first, record)
-    names = dataset_names(cfg.dataloader.evaluator) + dataset_names(cfg.dataloader.test)
+    names = evaluated_datasets(cfg.dataloader)
     path = cfg.train.init_checkpoint
     if path:
         load_initial(model, cfg, class_table(names)["names"], evaluate=True)

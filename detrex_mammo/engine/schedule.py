@@ -1,56 +1,50 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
-"""Learning rate as a function of the step number: nothing to save, nothing to restore."""
+"""Learning rate as a function of the step number: nothing to save, nothing to restore.
+
+Every schedule is a curve over the run times a linear warm-up.
+"""
 
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from detrex_mammo.errors import UserError
 
 
-class Warmup:
-    """Linear warm-up from ``factor`` to 1, its length given in steps or in epochs."""
-
-    def __init__(self, iters: int = 0, epochs: float = 0.0, factor: float = 0.001):
-        if iters and epochs:
-            raise UserError(
-                f"lr_multiplier has warmup_iters={iters} and warmup_epochs={epochs}: set one"
-            )
-        if iters < 0 or epochs < 0:
-            raise UserError("lr_multiplier: warmup_iters and warmup_epochs cannot be negative")
-        self.iters, self.epochs, self.factor = iters, epochs, factor
-
-    def __call__(self, iteration: int, iters_per_epoch: int) -> float:
-        length = self.iters or self.epochs * iters_per_epoch
-        if iteration >= length:
-            return 1.0
-        return self.factor + (1 - self.factor) * iteration / length
-
-
-class MultiStepSchedule:
-    """Multiply the learning rate by ``gamma`` at each milestone, after a linear warm-up.
+@dataclass(kw_only=True)
+class Schedule:
+    """A curve of multipliers with a linear warm-up; its length is given in one of three ways.
 
     Args:
-        milestones: epochs after which the rate drops, ascending; fractions allowed.
-        gamma: factor of each drop.
-        warmup_iters: steps of linear warm-up from ``warmup_factor`` to 1.
-        warmup_epochs: the same in epochs; set one of the two.
+        warmup_iters: steps of the warm-up from ``warmup_factor`` to 1.
+        warmup_epochs: the same in epochs.
+        warmup_share: the same as a share of the run, in [0, 1].
         warmup_factor: multiplier at step 0 of the warm-up.
+        after_warmup: what is a curve over the run begins where the warm-up ends, as transformers
+            has it; else at step 0, under the warm-up.
+
+    Raises:
+        UserError: more than one length is given, or one that cannot be.
     """
 
-    def __init__(
-        self,
-        milestones: Sequence[float] = (40,),
-        gamma: float = 0.1,
-        warmup_iters: int = 0,
-        warmup_epochs: float = 0.0,
-        warmup_factor: float = 0.001,
-    ):
-        self.milestones = [float(milestone) for milestone in milestones]
-        if self.milestones != sorted(self.milestones):
-            raise UserError(f"lr_multiplier.milestones is {self.milestones}, but must ascend")
-        self.gamma = gamma
-        self.warmup = Warmup(warmup_iters, warmup_epochs, warmup_factor)
+    warmup_iters: int = 0
+    warmup_epochs: float = 0.0
+    warmup_share: float = 0.0
+    warmup_factor: float = 0.001
+    after_warmup: bool = False
+
+    def __post_init__(self) -> None:
+        lengths = {
+            name: getattr(self, name) for name in ("warmup_iters", "warmup_epochs", "warmup_share")
+        }
+        told = ", ".join(f"{name}={value}" for name, value in lengths.items() if value)
+        if sum(bool(value) for value in lengths.values()) > 1:
+            raise UserError(f"lr_multiplier has {told}: set one of them")
+        if min(lengths.values()) < 0 or self.warmup_share > 1:
+            raise UserError(
+                f"lr_multiplier has {told}: a length is 0 or more, and a share at most 1"
+            )
 
     def __call__(self, iteration: int, iters_per_epoch: int, max_iter: int) -> float:
         """Multiplier of the learning rate for one step.
@@ -58,34 +52,148 @@ class MultiStepSchedule:
         Args:
             iteration: steps done before this one.
             iters_per_epoch: steps per epoch.
-            max_iter: steps of the whole run (not needed by this schedule).
+            max_iter: steps of the whole run.
         """
-        drops = bisect_right(self.milestones, iteration / iters_per_epoch)
-        return self.gamma**drops * self.warmup(iteration, iters_per_epoch)
+        length = (
+            self.warmup_iters
+            or self.warmup_epochs * iters_per_epoch
+            or self.warmup_share * max_iter
+        )
+        start = length if self.after_warmup else 0
+        share = min(max(iteration - start, 0) / max(max_iter - start, 1), 1.0)
+        value = self.curve(iteration / iters_per_epoch, share)
+        if iteration >= length:
+            return value
+        return value * _between(self.warmup_factor, 1.0, iteration / length)
+
+    def curve(self, epoch: float, share: float) -> float:
+        """Multiplier without the warm-up.
+
+        Args:
+            epoch: epochs done.
+            share: of the run that is done, in [0, 1].
+        """
+        raise NotImplementedError
 
 
-class CosineSchedule:
-    """Half a cosine from 1 to ``final_factor`` over the run, times a linear warm-up.
+@dataclass
+class MultiStepSchedule(Schedule):
+    """Multiply by ``gamma`` at each milestone.
+
+    Args:
+        milestones: epochs after which the rate drops, ascending; fractions allowed.
+        gamma: factor of each drop.
+    """
+
+    milestones: Sequence[float] = (40,)
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.milestones = [float(milestone) for milestone in self.milestones]
+        if self.milestones != sorted(self.milestones):
+            raise UserError(f"lr_multiplier.milestones is {self.milestones}, but must ascend")
+
+    def curve(self, epoch: float, share: float) -> float:
+        return self.gamma ** bisect_right(self.milestones, epoch)
+
+
+@dataclass
+class StepSchedule(Schedule):
+    """Multiply by ``gamma`` after every ``epochs`` epochs."""
+
+    epochs: float = 40.0
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check("epochs", self.epochs, self.epochs > 0, "above 0")
+
+    def curve(self, epoch: float, share: float) -> float:
+        return self.gamma ** math.floor(round(epoch / self.epochs, 9))
+
+
+@dataclass
+class PolynomialSchedule(Schedule):
+    """From 1 to ``final_factor`` as (share of the run that is left) ** ``power``."""
+
+    power: float = 1.0
+    final_factor: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check("power", self.power, self.power > 0, "above 0")
+
+    def curve(self, epoch: float, share: float) -> float:
+        return _between(self.final_factor, 1.0, (1 - share) ** self.power)
+
+
+@dataclass
+class LinearSchedule(Schedule):
+    """A straight line from 1 to ``final_factor`` over the run."""
+
+    final_factor: float = 0.0
+
+    def curve(self, epoch: float, share: float) -> float:
+        return _between(self.final_factor, 1.0, 1 - share)
+
+
+@dataclass
+class CosineSchedule(Schedule):
+    """Half a cosine from 1 to ``final_factor`` over the run, or over each part of it.
 
     Args:
         final_factor: multiplier at the end.
-        warmup_iters: steps of linear warm-up from ``warmup_factor`` to 1.
-        warmup_epochs: the same in epochs; set one of the two.
-        warmup_factor: multiplier at step 0 of the warm-up.
+        cycles: equal parts of the run; each starts again at 1.
     """
 
-    def __init__(
-        self,
-        final_factor: float = 0.0,
-        warmup_iters: int = 0,
-        warmup_epochs: float = 0.0,
-        warmup_factor: float = 0.001,
-    ):
-        self.final_factor = final_factor
-        self.warmup = Warmup(warmup_iters, warmup_epochs, warmup_factor)
+    final_factor: float = 0.0
+    cycles: int = 1
 
-    def __call__(self, iteration: int, iters_per_epoch: int, max_iter: int) -> float:
-        """Multiplier of the learning rate for one step; arguments as in MultiStepSchedule."""
-        wave = 0.5 * (1 + math.cos(math.pi * min(1.0, iteration / max_iter)))
-        value = self.final_factor + (1 - self.final_factor) * wave
-        return value * self.warmup(iteration, iters_per_epoch)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        is_count = self.cycles == int(self.cycles) and self.cycles >= 1
+        _check("cycles", self.cycles, is_count, "a whole number above 0")
+
+    def curve(self, epoch: float, share: float) -> float:
+        part = round(self.cycles * share, 9) % 1.0 if share < 1 else 1.0
+        return _between(self.final_factor, 1.0, _wave(part))
+
+
+@dataclass
+class OneCycleSchedule(Schedule):
+    """Up to 1 and down again, each half a cosine (https://arxiv.org/abs/1708.07120).
+
+    Args:
+        peak_at: share of the run at which the multiplier is 1, in (0, 1).
+        start_factor: multiplier at step 0.
+        final_factor: multiplier at the end.
+    """
+
+    peak_at: float = 0.3
+    start_factor: float = 0.04
+    final_factor: float = 0.000004
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check("peak_at", self.peak_at, 0 < self.peak_at < 1, "between 0 and 1")
+
+    def curve(self, epoch: float, share: float) -> float:
+        if share < self.peak_at:
+            return _between(1.0, self.start_factor, _wave(share / self.peak_at))
+        part = (share - self.peak_at) / (1 - self.peak_at)
+        return _between(self.final_factor, 1.0, _wave(part))
+
+
+def _wave(part: float) -> float:
+    """Half a cosine: 1 at 0, 0 at 1."""
+    return 0.5 * (1 + math.cos(math.pi * part))
+
+
+def _between(low: float, high: float, part: float) -> float:
+    return low + (high - low) * part
+
+
+def _check(name: str, value: float, is_right: bool, allowed: str) -> None:
+    if not is_right:
+        raise UserError(f"lr_multiplier.{name} is {value}, but must be {allowed}")

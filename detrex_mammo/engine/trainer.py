@@ -9,6 +9,7 @@ one step later, right after the model has waited anyway.
 import logging
 import math
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import distributed as dist
 
+from detrex_mammo.engine import rng
+from detrex_mammo.engine.accumulation import LargeBatch, summed_losses
 from detrex_mammo.engine.optimizer import keep_implementation
 from detrex_mammo.errors import UserError
 
@@ -31,9 +34,8 @@ class _Metrics:
 
     iter: int
     names: list[str]
-    values: torch.Tensor
-    data_time: float
-    images: list[str]
+    values: torch.Tensor  # of these names, then the total of each small batch of this process
+    batch: LargeBatch
 
 
 class Trainer(SimpleTrainer):
@@ -47,6 +49,8 @@ class Trainer(SimpleTrainer):
         max_norm (float, optional): clip the gradient's norm to it; None only measures it.
         norm_type (float): of that norm.
         log_period (int): metrics are read at once, waiting for the device, every so many steps.
+        accumulate (int): batches of the loader in one step, which is that of one batch of all
+            their images.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class Trainer(SimpleTrainer):
         max_norm: float | None = 0.1,
         norm_type: float = 2.0,
         log_period: int = 20,
+        accumulate: int = 1,
     ):
         super().__init__(model, data_loader, optimizer)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -66,6 +71,8 @@ class Trainer(SimpleTrainer):
         self.max_norm = math.inf if max_norm is None else float(max_norm)
         self.norm_type = float(norm_type)
         self.log_period = log_period
+        self.accumulate = accumulate
+        self.data_rng = rng.TorchStream()
         # Without a device to wait for there is nothing to put off.
         self.copied = torch.cuda.Event() if self.device.type == "cuda" else None
         self.unread: _Metrics | None = None
@@ -91,25 +98,19 @@ class Trainer(SimpleTrainer):
                 self.iter += 1  # tells after_train that training came to its end
             finally:
                 self.after_train()
+                # Ends the loader's workers now; the garbage collector would wait for each.
+                self._data_loader_iter = None
 
     def run_step(self) -> None:
-        """One optimizer step on one batch."""
-        start = time.perf_counter()
-        batch = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
-
-        enabled = self.amp_dtype is not None
-        with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=enabled):
-            losses = self.model(batch)
-            total = sum(losses.values())
-        self.read_metrics()  # of the step before
-
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.grad_scaler is None:
-            total.backward()
-        else:
-            self.grad_scaler.scale(total).backward()
+        """One optimizer step, on ``accumulate`` batches."""
+        with summed_losses(self.model, self.accumulate > 1) as has_sums:
+            batch = LargeBatch(self.accumulate, has_sums)
+            for index in range(self.accumulate):
+                with self._exchange(is_last=index == self.accumulate - 1):
+                    self._forward_backward(batch, is_first=index == 0)
+        if self.grad_scaler is not None:
             self.grad_scaler.unscale_(self.optimizer)
+        losses = batch.normalise(self.parameters)
         if hasattr(self, "after_backward"):  # a place for hooks that detectron2 0.6 lacks
             self.after_backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(
@@ -117,13 +118,30 @@ class Trainer(SimpleTrainer):
         )
         values = self._reduce(losses, grad_norm)
         self._update(values.isfinite().all())
-        images = [str(item.get("file_name", item.get("image_id"))) for item in batch]
-        host = values.to("cpu", non_blocking=True)
-        self.unread = _Metrics(self.iter, [*losses, "grad_norm"], host, data_time, images)
+        host = torch.cat((values, torch.stack(batch.totals))).to("cpu", non_blocking=True)
+        self.unread = _Metrics(self.iter, [*losses, "grad_norm"], host, batch)
         if self.copied is None:
             self.read_metrics()
         else:
             self.copied.record()
+
+    def _forward_backward(self, batch: LargeBatch, is_first: bool) -> None:
+        """Add the gradients of the loader's next batch."""
+        start = time.perf_counter()
+        with self.data_rng:
+            items = next(self._data_loader_iter)
+        batch.data_time += time.perf_counter() - start
+        enabled = self.amp_dtype is not None
+        with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=enabled):
+            total = batch.add(items, self.model(items))
+        if is_first:
+            self.read_metrics()  # of the step before
+            self.optimizer.zero_grad(set_to_none=True)
+        (total if self.grad_scaler is None else self.grad_scaler.scale(total)).backward()
+
+    def _exchange(self, is_last: bool) -> AbstractContextManager:
+        """Processes exchange gradients in the backward pass of the last batch of a step."""
+        return nullcontext() if is_last or comm.get_world_size() == 1 else self.model.no_sync()
 
     def _reduce(self, losses: dict[str, torch.Tensor], grad_norm: torch.Tensor) -> torch.Tensor:
         """Mean of each loss over the processes, and the norm, in one tensor on the device."""
@@ -176,8 +194,7 @@ class Trainer(SimpleTrainer):
         bad = [f"{name}={value}" for name, value in watched.items() if not math.isfinite(value)]
         if not bad:
             return
-        images = ", ".join(step.images)
-        logger.error("images of the batch of process %d: %s", comm.get_rank(), images)
+        self._name_images(step, is_gradient_only=all(text.startswith("grad_norm") for text in bad))
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise UserError(
             f"training stopped at step {step.iter} before the weights were changed, because "
@@ -185,18 +202,30 @@ class Trainer(SimpleTrainer):
             "or set train.amp.enabled=False"
         )
 
+    def _name_images(self, step: _Metrics, is_gradient_only: bool) -> None:
+        """Log which images of this process it was; all of them if every loss is finite."""
+        images = step.batch.suspects(step.values[len(step.names) :].tolist())
+        if is_gradient_only:
+            images = sum(step.batch.images, [])
+        if images:
+            names = ", ".join(images)
+            logger.error("not finite in process %d, with the images %s", comm.get_rank(), names)
+
     def _record(self, metrics: dict[str, float], step: _Metrics) -> None:
         total = sum(value for name, value in metrics.items() if name != "grad_norm")
         # A skipped fp16 step has an infinite norm, which JSON cannot hold.
         kept = {name: value for name, value in metrics.items() if math.isfinite(value)}
         now, self.storage.iter = self.storage.iter, step.iter
-        self.storage.put_scalars(data_time=step.data_time, total_loss=total, **kept)
+        self.storage.put_scalars(data_time=step.batch.data_time, total_loss=total, **kept)
         self.storage.iter = now
 
     def state_dict(self) -> dict[str, Any]:
-        """Iteration, optimizer, hooks and, in fp16, the gradient scaler."""
+        """Iteration, optimizer, hooks, random states and, in fp16, the gradient scaler.
+
+        Every process takes part; what the main one gets holds the random states of all.
+        """
         self.read_metrics()  # what is not finite must not be saved
-        state = super().state_dict()
+        state = {**super().state_dict(), "rng": rng.gather_states()}
         if self.grad_scaler is not None:
             state["grad_scaler"] = self.grad_scaler.state_dict()
         return state
@@ -206,6 +235,7 @@ class Trainer(SimpleTrainer):
         super().load_state_dict(state_dict)
         if self.grad_scaler is not None and "grad_scaler" in state_dict:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+        rng.restore(state_dict.get("rng"), self.iter + 1)
 
 
 def skips_steps(optimizer: torch.optim.Optimizer) -> bool:

@@ -3,7 +3,9 @@
 
 import inspect
 import logging
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,12 @@ from torch.nn.parallel import DistributedDataParallel
 from detrex_mammo.checkpoint.reading import local_path
 from detrex_mammo.config import config_to_text, instantiate, instantiate_with
 from detrex_mammo.engine import setup
+from detrex_mammo.engine.best import BestCheckpoint
 from detrex_mammo.engine.checkpointer import RunCheckpointer
 from detrex_mammo.engine.compilation import compile_parts
 from detrex_mammo.engine.console import ConsoleWriter
-from detrex_mammo.engine.evaluation import Evaluation
-from detrex_mammo.engine.hooks import Checkpoints, LearningRate
+from detrex_mammo.engine.evaluation import Evaluation, by_name, evaluated_datasets, flatten
+from detrex_mammo.engine.hooks import Checkpoints, Evaluations, LearningRate
 from detrex_mammo.engine.initial import adopt_eps, load_initial, stored_eps
 from detrex_mammo.engine.loaders import (
     TrainData,
@@ -53,46 +56,97 @@ def train(cfg: DictConfig, device: str, folder: Path, resume: bool) -> dict[str,
     Returns:
         dict: results of the last evaluation; empty in all but the main process.
     """
-    fast = cfg.train.fast_dev_run
     record = RunRecord(folder, device, "training", resume)
     model = instantiate(cfg.model).to(device)
     checkpointer = RunCheckpointer(model, str(folder))
     newest = checkpointer.newest() if resume else None
     start_iter = next_step(newest, folder) if resume else 0
-    data = build_train_data(cfg.dataloader.train, cfg.train.seed, start_iter)
+    accumulate = positive(cfg, "accumulate")
+    data = build_train_data(cfg.dataloader.train, cfg.train.seed, start_iter * accumulate)
+    _prepare_weights(model, cfg, newest)
+    config_text = config_to_text(cfg)
+    if cfg.train.get("compile"):
+        compile_parts(model, device)
+    run = _Run(cfg, data, folder, record, checkpointer)
+    evaluation = best = None
+    if _is_evaluated(cfg):
+        evaluation = Evaluation(cfg, model, FAST_DEV_RUN_STEPS if run.is_trial else None, record)
+        best = _best(cfg, checkpointer)
+    trainer = _trainer(cfg, model, data, device)
+    trainer.register_hooks(_hooks(run, trainer, evaluation, best))
+    checkpointer.describe = _describer(cfg, data, config_text)
+    checkpointer.add_checkpointable("trainer", trainer)
+    if newest is not None:
+        checkpointer.restore(newest)
+        newest.clear()  # its memory is not needed any more
+    if start_iter >= run.max_iter:
+        logger.info("nothing to do: %d of %d steps are done", start_iter, run.max_iter)
+        return _evaluate_again(evaluation, best, start_iter - 1)
+    setup.write_config(config_text, folder)
+    _record_data(run)
+    trainer.train(start_iter, run.max_iter)
+    return evaluation.results if evaluation else {}
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the parts of a run share."""
+
+    cfg: DictConfig
+    data: TrainData
+    folder: Path
+    record: RunRecord
+    checkpointer: RunCheckpointer
+
+    @property
+    def is_trial(self) -> bool:
+        return self.cfg.train.fast_dev_run
+
+    @property
+    def iters_per_epoch(self) -> int:
+        """Optimizer steps in which every image is seen once."""
+        return math.ceil(self.data.iters_per_epoch / self.cfg.train.accumulate)
+
+    @property
+    def max_iter(self) -> int:
+        if self.is_trial:
+            return FAST_DEV_RUN_STEPS
+        return total_iterations(self.cfg.train, self.iters_per_epoch)
+
+
+def _prepare_weights(model: nn.Module, cfg: DictConfig, newest: Mapping[str, Any] | None) -> None:
+    """Refuse a model of other classes; start it from a file, unless it is resumed."""
     names = dataset_names(cfg.dataloader.train)
     check_classes(model, names)
     if newest is not None:
         adopt_eps(stored_eps(newest), model, cfg)
     elif cfg.train.init_checkpoint:
         load_initial(model, cfg, class_table(names)["names"])
-    config_text = config_to_text(cfg)
-    if cfg.train.get("compile"):
-        compile_parts(model, device)
-    max_iter = FAST_DEV_RUN_STEPS if fast else total_iterations(cfg.train, data.iters_per_epoch)
-    evaluation = None
-    if cfg.dataloader.get("evaluator") is not None:
-        evaluation = Evaluation(cfg, model, FAST_DEV_RUN_STEPS if fast else None, record)
-    trainer = _trainer(cfg, model, data, device)
-    learning_rate = LearningRate(
-        trainer.optimizer, instantiate(cfg.lr_multiplier), data.iters_per_epoch
+
+
+def _is_evaluated(cfg: DictConfig) -> bool:
+    """Whether there is an evaluator, or a setting that needs one."""
+    settings = cfg.train
+    return bool(
+        by_name(cfg.dataloader.get("evaluator")) or settings.eval_loss or settings.best.metric
     )
-    checkpointer.describe = _describer(cfg, data, config_text)
-    checkpointer.add_checkpointable("trainer", trainer)
-    if newest is not None:
-        checkpointer.restore(newest)
-        newest.clear()  # its memory is not needed any more
-        setup.seed_all(cfg.train.seed + comm.get_rank() + start_iter)  # no augmentation again
-    if start_iter >= max_iter:
-        logger.info("nothing to do: %d of %d steps are done", start_iter, max_iter)
-        return evaluation() if evaluation else {}
-    trainer.register_hooks(
-        _hooks(cfg, data, max_iter, folder, learning_rate, checkpointer, evaluation, record)
-    )
-    setup.write_config(config_text, folder)
-    _record_data(record, cfg, data, max_iter)
-    trainer.train(start_iter, max_iter)
-    return evaluation.results if evaluation else {}
+
+
+def _best(cfg: DictConfig, checkpointer: RunCheckpointer) -> BestCheckpoint | None:
+    settings = cfg.train.best
+    return BestCheckpoint(checkpointer, settings.metric, settings.mode) if settings.metric else None
+
+
+def _evaluate_again(
+    evaluation: Evaluation | None, best: BestCheckpoint | None, iteration: int
+) -> dict[str, Any]:
+    """Evaluate a run that has ended already."""
+    if evaluation is None:
+        return {}
+    results = evaluation()
+    if best is not None:
+        best.update(flatten(results), iteration)
+    return results
 
 
 def _trainer(cfg: DictConfig, model: nn.Module, data: TrainData, device: str) -> Trainer:
@@ -105,16 +159,25 @@ def _trainer(cfg: DictConfig, model: nn.Module, data: TrainData, device: str) ->
         amp_dtype=amp_dtype(cfg.train.amp),
         max_norm=clip.params.max_norm if clip.enabled else None,
         norm_type=clip.params.norm_type,
-        log_period=cfg.train.log_period,
+        log_period=positive(cfg, "log_period"),
+        accumulate=cfg.train.accumulate,
     )
     logger.info(
-        "%d images, batch %d: %d steps an epoch; %.2f M parameters to train",
+        "%d images, batch %d x %d; %.2f M parameters to train",
         data.num_images,
         data.batch_size,
-        data.iters_per_epoch,
+        trainer.accumulate,
         sum(parameter.numel() for parameter in trainer.parameters) / 1e6,
     )
     return trainer
+
+
+def positive(cfg: DictConfig, name: str) -> int:
+    """``train.<name>``, which must be a whole number above 0."""
+    value = cfg.train[name]
+    if type(value) is not int or value < 1:
+        raise UserError(f"train.{name} is {value}, but must be a whole number above 0")
+    return value
 
 
 def next_step(checkpoint: Mapping[str, Any] | None, folder: Path) -> int:
@@ -171,7 +234,7 @@ def distribute(model: nn.Module, device: str, ddp: Mapping[str, Any]) -> nn.Modu
 
 def _describer(cfg: DictConfig, data: TrainData, config_text: str) -> Callable[[], dict[str, Any]]:
     """What goes into every checkpoint beside weights and trainer; computed once."""
-    names = dataset_names(cfg.dataloader.train) + dataset_names(cfg.dataloader.get("evaluator"))
+    names = dataset_names(cfg.dataloader.train) + evaluated_datasets(cfg.dataloader)
     spec = getattr(data.mapper, "preprocessing", None)
     fixed: dict[str, Any] = {
         "config": config_text,
@@ -185,46 +248,41 @@ def _describer(cfg: DictConfig, data: TrainData, config_text: str) -> Callable[[
     return lambda: fixed
 
 
-def _record_data(record: RunRecord, cfg: DictConfig, data: TrainData, max_iter: int) -> None:
+def _record_data(run: _Run) -> None:
     """Put the data and the length of the run into its record."""
-    loaders = cfg.dataloader
-    tested = dataset_names(loaders.get("evaluator")) + dataset_names(loaders.get("test"))
-    record.add_data(
-        train=annotation_files(dataset_names(loaders.train)), test=annotation_files(tested)
+    loaders, data = run.cfg.dataloader, run.data
+    run.record.add_data(
+        train=annotation_files(dataset_names(loaders.train)),
+        test=annotation_files(evaluated_datasets(loaders)),
     )
-    record.add(training={"images": data.num_images, "batch": data.batch_size, "steps": max_iter})
+    batch = data.batch_size * run.cfg.train.accumulate
+    run.record.add(
+        training={"images": data.num_images, "batch": batch, "steps": run.max_iter},
+    )
 
 
 def _hooks(
-    cfg: DictConfig,
-    data: TrainData,
-    max_iter: int,
-    folder: Path,
-    learning_rate: LearningRate,
-    checkpointer: RunCheckpointer,
-    evaluation: Evaluation | None,
-    record: RunRecord,
+    run: _Run, trainer: Trainer, evaluation: Evaluation | None, best: BestCheckpoint | None
 ) -> list[Any]:
-    per_epoch = data.iters_per_epoch
-    saving = cfg.train.checkpointer
-    log_period = cfg.train.log_period
-    if type(log_period) is not int or log_period < 1:
-        raise UserError(f"train.log_period is {log_period}, but must be a whole number above 0")
-    found: list[Any] = [hooks.IterationTimer(), learning_rate]
-    found.append(
-        Checkpoints(checkpointer, steps(saving.period_epochs, per_epoch), saving.max_to_keep)
-    )
+    settings, per_epoch = run.cfg.train, run.iters_per_epoch
+    schedule = instantiate(run.cfg.lr_multiplier)
+    period = steps(settings.checkpointer.period_epochs, per_epoch)
+    found: list[Any] = [
+        hooks.IterationTimer(),
+        LearningRate(trainer.optimizer, schedule, per_epoch),
+        Checkpoints(run.checkpointer, period, settings.checkpointer.max_to_keep),
+    ]
     if evaluation is not None:
-        period = steps(cfg.train.eval_period_epochs, per_epoch)
-        found.append(hooks.EvalHook(eval_period=period, eval_function=evaluation.numbers))
+        found.append(Evaluations(evaluation, steps(settings.eval_period_epochs, per_epoch), best))
     if comm.is_main_process():
+        window = settings.log_period
         writers = [
-            ConsoleWriter(max_iter, per_epoch, window_size=log_period),
-            JSONWriter(str(folder / "metrics.json"), window_size=log_period),
-            TensorboardXWriter(str(folder)),
-            record,
+            ConsoleWriter(run.max_iter, per_epoch, window_size=window),
+            JSONWriter(str(run.folder / "metrics.json"), window_size=window),
+            TensorboardXWriter(str(run.folder)),
+            run.record,
         ]
-        found.append(hooks.PeriodicWriter(writers, period=log_period))
+        found.append(hooks.PeriodicWriter(writers, period=window))
     return found
 
 

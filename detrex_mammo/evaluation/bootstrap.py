@@ -6,14 +6,18 @@ Introduction to the Bootstrap, 1993). A replicate is a row of whole weights: how
 was drawn. Every figure that can be computed with weights can so be bootstrapped without a copy of
 the data.
 
-Legend: R replicates, P patients.
+Legend: R replicates, C replicates of a block, P patients, I images.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from detrex_mammo.errors import UserError
+
+# Weights are drawn in blocks of this many, so that memory stays flat.
+_WEIGHTS_A_BLOCK = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,43 @@ class Bootstrap:
             raise UserError(f"replicates was {self.replicates}, but an interval needs at least 2")
         if not 0 < self.level < 1:
             raise UserError(f"level was {self.level}, but it is in (0, 1), such as 0.95")
+        if self.seed < 0:
+            raise UserError(f"seed was {self.seed}, but it is a whole number from 0")
+
+    def text(self) -> str:
+        """The settings in words, for captions."""
+        strata = ", those with and without lesions separately" if self.stratified else ""
+        return (
+            f"{100 * self.level:g} % percentile interval of {self.replicates} bootstrap replicates "
+            f"over patients{strata} (seed {self.seed})"
+        )
+
+    def blocks(
+        self, patients: np.ndarray, is_positive: np.ndarray | None = None
+    ) -> Iterator[np.ndarray]:
+        """The rows of :meth:`weights`, a few at a time.
+
+        Yields:
+            np.ndarray: (C, P) int64, R rows in all.
+        """
+        number = int(patients.max()) + 1 if len(patients) else 0
+        groups = [np.arange(number)]
+        if self.stratified:
+            positive = np.zeros(number, dtype=bool)
+            positive[patients[is_positive]] = True
+            groups = [np.flatnonzero(positive), np.flatnonzero(~positive)]
+        generator = np.random.default_rng(self.seed)
+        step = max(1, _WEIGHTS_A_BLOCK // max(number, 1))
+        for start in range(0, self.replicates, step):
+            rows = min(step, self.replicates - start)
+            drawn = np.zeros((rows, number), dtype=np.int64)
+            for group in groups:
+                if len(group):
+                    places = generator.integers(0, len(group), (rows, len(group)))
+                    places += len(group) * np.arange(rows)[:, None]
+                    counts = np.bincount(places.ravel(), minlength=rows * len(group))
+                    drawn[:, group] = counts.reshape(rows, len(group))
+            yield drawn
 
     def weights(self, patients: np.ndarray, is_positive: np.ndarray | None = None) -> np.ndarray:
         """How often each patient is drawn in each replicate.
@@ -53,20 +94,29 @@ class Bootstrap:
             np.ndarray: (R, P) int32, each row summing to P; the same for the same seed, so that
             two models on the same set are compared pairwise.
         """
-        number = int(patients.max()) + 1 if len(patients) else 0
-        groups = [np.arange(number)]
-        if self.stratified:
-            positive = np.zeros(number, dtype=bool)
-            positive[patients[is_positive]] = True
-            groups = [np.flatnonzero(positive), np.flatnonzero(~positive)]
-        generator = np.random.default_rng(self.seed)
-        drawn = np.zeros((self.replicates, number), dtype=np.int32)
-        for group in groups:
-            if len(group):
-                equal = np.full(len(group), 1 / len(group))
-                for row in range(self.replicates):
-                    drawn[row, group] = generator.multinomial(len(group), equal)
-        return drawn
+        blocks = [block.astype(np.int32) for block in self.blocks(patients, is_positive)]
+        return np.concatenate(blocks)
+
+    def replicate(
+        self,
+        statistics: Sequence[Callable[[np.ndarray], np.ndarray]],
+        patients: np.ndarray,
+        is_positive: np.ndarray | None = None,
+    ) -> list[np.ndarray]:
+        """Several statistics in the same replicates.
+
+        Args:
+            statistics: functions of weights, (C, P) int64 -> (C, F) float64.
+            patients, is_positive: as for :meth:`weights`.
+
+        Returns:
+            list[np.ndarray]: (R, F) of each statistic.
+        """
+        found = [
+            [statistic(weights) for statistic in statistics]
+            for weights in self.blocks(patients, is_positive)
+        ]
+        return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
     def interval(self, values: np.ndarray) -> tuple[float, float]:
         """Percentile interval of a figure's values in the replicates.

@@ -11,9 +11,13 @@ from detectron2.evaluation import COCOEvaluator
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from detrex_mammo.errors import UserError
+from detrex_mammo.evaluation.coco_match import AREAS, dets_scored
 from detrex_mammo.evaluation.dataset import (
     annotation_file,
     dataset_category_ids,
+    in_model_classes,
+    of_known_classes,
     warn_of_missing,
 )
 from detrex_mammo.evaluation.predictions import (
@@ -24,7 +28,7 @@ from detrex_mammo.evaluation.predictions import (
 
 logger = logging.getLogger(__name__)
 
-AREAS = ("all", "small", "medium", "large")
+BACKENDS = ("auto", "pycocotools", "faster")
 
 
 class MammographyCOCOEvaluator(COCOEvaluator):
@@ -35,7 +39,8 @@ class MammographyCOCOEvaluator(COCOEvaluator):
     - All twelve COCO numbers (detectron2 gives the first six) and the AP of every class, also of
       a single one; in percent, as COCO's are. NaN means that no ground truth falls in the range.
     - A model that predicts nothing scores 0, as pycocotools says, not NaN.
-    - pycocotools does the scoring, so detectron2's compiled extension is not needed.
+    - pycocotools or faster-coco-eval does the scoring, so detectron2's compiled extension is not
+      needed.
 
     ``coco_instances_results.json`` in ``output_dir`` holds the predictions in original pixels,
     all of them; the scoring takes the best ``max_dets_per_image`` of an image and class.
@@ -46,12 +51,21 @@ class MammographyCOCOEvaluator(COCOEvaluator):
         output_dir (optional): where the predictions are written.
         max_dets_per_image: COCO's own is 100.
         distributed: gather the predictions of all processes.
+        backend: ``auto``, ``pycocotools`` or ``faster``, see :func:`score_boxes`.
     """
 
-    def __init__(self, dataset_name, output_dir=None, max_dets_per_image=100, distributed=True):
+    def __init__(
+        self,
+        dataset_name,
+        output_dir=None,
+        max_dets_per_image=100,
+        distributed=True,
+        backend="auto",
+    ):
         # detectron2's constructor reads the annotation file; reset() calls it (see dataset_name).
         self.dataset_name = dataset_name
         self.max_dets_per_image = max_dets_per_image
+        self.backend = backend
         self._base = {"distributed": distributed, "output_dir": output_dir}
         self._started = False
 
@@ -60,6 +74,9 @@ class MammographyCOCOEvaluator(COCOEvaluator):
         if not self._started:
             annotation_file(self.dataset_name)
             super().__init__(self.dataset_name, ("bbox",), use_fast_impl=False, **self._base)
+            content = in_model_classes(self._coco_api.dataset, self.dataset_name)
+            if content is not self._coco_api.dataset:
+                self._coco_api = coco_of(content)
             self._started = True
         super().reset()
 
@@ -81,6 +98,7 @@ class MammographyCOCOEvaluator(COCOEvaluator):
         dataset_ids = dataset_category_ids(self.dataset_name, self._coco_api.getCatIds())
         records = [record for prediction in predictions for record in prediction["instances"]]
         records = with_dataset_categories(records, dataset_ids)
+        records = of_known_classes(records, self._coco_api.getCatIds(), self.dataset_name)
         if self._output_dir:
             write_predictions(records, f"{self._output_dir}/coco_instances_results.json")
         if not self._do_evaluation:
@@ -89,30 +107,46 @@ class MammographyCOCOEvaluator(COCOEvaluator):
         if not records:
             logger.warning("the model predicted nothing, in none of %d images", len(seen))
         coco_eval = score_boxes(
-            self._coco_api, records, img_ids or sorted(seen), self.max_dets_per_image
+            self._coco_api,
+            records,
+            img_ids or sorted(seen),
+            self.max_dets_per_image,
+            self.backend,
         )
         logger.info("COCO evaluation of %d images:\n%s", len(seen), coco_text(coco_eval))
         self._results["bbox"] = coco_numbers(coco_eval)
 
 
-def score_boxes(coco: COCO, records, image_ids=None, max_dets=100) -> COCOeval:
-    """Run pycocotools on prediction records.
+def score_boxes(coco: COCO, records, image_ids=None, max_dets=100, backend="auto") -> COCOeval:
+    """Run COCO's evaluation on prediction records.
+
+    Boxes with ``ignore`` 1 are treated as crowd regions are: what lies on one is neither right nor
+    wrong. (pycocotools alone would count them.)
 
     Args:
-        coco: the ground truth. Annotations without ``area`` or ``iscrowd`` get them.
+        coco: the ground truth; it is not changed. Annotations may lack ``area`` and ``iscrowd``.
         records: COCO results, in original pixels; may be empty.
         image_ids (optional): these images only.
         max_dets: detections an image and class, the best of them.
+        backend: ``pycocotools``, ``faster`` (faster-coco-eval, with the same numbers) or ``auto``,
+            which is the latter where it is installed.
 
     Returns:
         COCOeval: accumulated, not summarized; see :func:`coco_numbers`.
+
+    Raises:
+        UserError: an unknown backend, or one that is not installed.
     """
-    for annotation in coco.dataset["annotations"]:
-        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
-        annotation.setdefault("iscrowd", 0)
+    make_coco, make_eval = _backend(backend)
+    content = {
+        "images": coco.dataset["images"],
+        "categories": coco.dataset["categories"],
+        "annotations": [_counted(row, a) for row, a in enumerate(coco.dataset["annotations"], 1)],
+    }
+    found = {**content, "annotations": [_found(row, r) for row, r in enumerate(records, 1)]}
     with contextlib.redirect_stdout(io.StringIO()):
-        coco_eval = COCOeval(coco, _results_as_coco(coco, records), "bbox")
-        coco_eval.params.maxDets = [1, 10, max_dets]
+        coco_eval = make_eval(coco_of(content, make_coco), coco_of(found, make_coco), "bbox")
+        coco_eval.params.maxDets = dets_scored(max_dets)
         if image_ids is not None:
             coco_eval.params.imgIds = list(image_ids)
         coco_eval.evaluate()
@@ -120,23 +154,40 @@ def score_boxes(coco: COCO, records, image_ids=None, max_dets=100) -> COCOeval:
     return coco_eval
 
 
-def _results_as_coco(coco, records):
-    """What ``coco.loadRes`` makes of box results; also of none, and without an "info" entry."""
-    return coco_of(
-        {
-            "images": coco.dataset["images"],
-            "categories": coco.dataset["categories"],
-            "annotations": [
-                {**record, "id": row, "area": record["bbox"][2] * record["bbox"][3], "iscrowd": 0}
-                for row, record in enumerate(records, start=1)
-            ],
-        }
-    )
+def _backend(name):
+    """Classes of ground truth and evaluation."""
+    if name not in BACKENDS:
+        raise UserError(f"backend was {name!r}, but it is one of {', '.join(BACKENDS)}")
+    if name != "pycocotools":
+        try:
+            from faster_coco_eval import COCO as FastCOCO
+            from faster_coco_eval import COCOeval_faster
+
+            return FastCOCO, COCOeval_faster
+        except ImportError:
+            if name == "faster":
+                raise UserError(
+                    "backend was 'faster', but faster-coco-eval is not installed: "
+                    "pip install faster-coco-eval, or use 'auto'"
+                ) from None
+    return COCO, COCOeval
 
 
-def coco_of(content) -> COCO:
+def _counted(row, annotation):
+    """An annotation as COCO's evaluation needs it; an id of 0 would never be found."""
+    ignored = annotation.get("iscrowd", 0) or annotation.get("ignore", 0)
+    area = annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3])
+    return {**annotation, "id": row, "area": area, "iscrowd": int(bool(ignored))}
+
+
+def _found(row, record):
+    """A result as ``coco.loadRes`` makes it."""
+    return {**record, "id": row, "area": record["bbox"][2] * record["bbox"][3], "iscrowd": 0}
+
+
+def coco_of(content, make_coco=COCO) -> COCO:
     """pycocotools' object of an annotation file's content, without its talk."""
-    coco = COCO()
+    coco = make_coco()
     coco.dataset = content
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
@@ -197,13 +248,13 @@ def _twelve(coco_eval):
     for name, threshold in (("AP50", 0.5), ("AP75", 0.75)):
         chosen = precision[np.isclose(thresholds, threshold)]
         rows.append((name, f"{threshold:.2f}", "all", dets[-1], _mean(chosen[:, :, :, 0, -1])))
-    for row, area in enumerate(AREAS[1:], start=1):
+    for row, area in enumerate(list(AREAS)[1:], start=1):
         value = _mean(precision[:, :, :, row, -1])
         rows.append((f"AP{area[0]}", every, area, dets[-1], value))
     for column, number in enumerate(dets):
         value = _mean(recall[:, :, 0, column])
         rows.append((f"AR{number}", every, "all", number, value))
-    for row, area in enumerate(AREAS[1:], start=1):
+    for row, area in enumerate(list(AREAS)[1:], start=1):
         rows.append((f"AR{area[0]}", every, area, dets[-1], _mean(recall[:, :, row, -1])))
     return rows
 

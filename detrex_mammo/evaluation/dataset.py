@@ -4,6 +4,7 @@
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from detectron2.data import MetadataCatalog
 
@@ -41,12 +42,65 @@ def dataset_category_ids(dataset_name: str, known: Iterable[int]) -> list[int]:
     Args:
         known: the category ids of the annotation file.
     """
-    mapping: Mapping[int, int] | None = MetadataCatalog.get(dataset_name).get(
-        "thing_dataset_id_to_contiguous_id"
-    )
-    if not mapping:
-        return sorted(known)
-    return sorted(mapping, key=mapping.__getitem__)
+    id_of = _id_of_class(dataset_name)
+    return [id_of[index] for index in sorted(id_of)] if id_of else sorted(known)
+
+
+def in_model_classes(annotations: Mapping[str, Any], dataset_name: str) -> Mapping[str, Any]:
+    """An annotation file's content with the classes that the data set was loaded with.
+
+    Categories that are one class (``class_map`` of ``load_coco_json``) get the id of one of them,
+    and boxes of a class that is left out are left out.
+
+    Args:
+        annotations: with ``annotations`` and ``categories``; stays as it is.
+    """
+    id_of = _id_of_class(dataset_name)
+    class_of = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id") or {}
+    known = {category["id"] for category in annotations["categories"]}
+    if not id_of or known <= set(id_of.values()):
+        return annotations
+    names = MetadataCatalog.get(dataset_name).thing_classes
+    return {
+        **annotations,
+        "annotations": [
+            {**entry, "category_id": id_of[class_of[entry["category_id"]]]}
+            for entry in annotations["annotations"]
+            if entry["category_id"] in class_of
+        ],
+        "categories": [
+            {"id": key, "name": names[index]} for index, key in id_of.items() if key in known
+        ],
+    }
+
+
+def of_known_classes(
+    records: Iterable[Mapping[str, Any]], known: Iterable[int], dataset_name: str
+) -> list[Mapping[str, Any]]:
+    """Predictions without those of classes that the annotation file does not have.
+
+    A model of several data sets finds classes that one of them did not annotate: nobody knows
+    whether it is right.
+
+    Args:
+        records: with the annotation file's ``category_id``.
+        known: its category ids.
+    """
+    records, known = list(records), set(known)
+    kept = [record for record in records if record["category_id"] in known]
+    if len(kept) < len(records):
+        logger.warning(
+            "%d predictions are of classes that %s does not have; they are not scored",
+            len(records) - len(kept),
+            dataset_name,
+        )
+    return kept
+
+
+def _id_of_class(dataset_name: str) -> dict[int, int]:
+    """Contiguous class -> category id, the last one of several; empty if nothing is registered."""
+    mapping = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id")
+    return {index: key for key, index in (mapping or {}).items()}
 
 
 def warn_of_missing(seen: set, expected: set, dataset_name: str) -> None:

@@ -18,20 +18,28 @@ def DetectionEvaluators(  # noqa: N802 - read as a class in configs, like detect
     class_aware=True,
     distributed=True,
     note="",
+    unit="lesion_view",
+    bootstrap=2000,
+    seed=0,
+    stratified=False,
+    backend="auto",
 ):
     """Both evaluators over one data set.
 
     Args:
         dataset_name: registered name of the test data set.
         output_dir (optional): where predictions, ``froc.json`` and ``froc.png`` are written.
-        rule, fppi, duplicates, denominator, class_aware, note: see
-            :class:`~detrex_mammo.evaluation.froc_evaluator.FROCEvaluator`.
+        rule, fppi, duplicates, denominator, class_aware, note, unit, bootstrap, seed, stratified:
+            see :class:`~detrex_mammo.evaluation.froc_evaluator.FROCEvaluator`.
         distributed: gather the predictions of all processes.
+        backend: of COCO's numbers, see :func:`~detrex_mammo.evaluation.coco.score_boxes`.
 
     Returns:
         DatasetEvaluators: with results ``bbox`` (percent) and ``froc`` (fractions in [0, 1]).
     """
-    coco = MammographyCOCOEvaluator(dataset_name, output_dir, distributed=distributed)
+    coco = MammographyCOCOEvaluator(
+        dataset_name, output_dir, distributed=distributed, backend=backend
+    )
     free_response = FROCEvaluator(
         dataset_name,
         output_dir,
@@ -42,5 +50,9 @@ def DetectionEvaluators(  # noqa: N802 - read as a class in configs, like detect
         class_aware=class_aware,
         distributed=distributed,
         note=note,
+        unit=unit,
+        bootstrap=bootstrap,
+        seed=seed,
+        stratified=stratified,
     )
     return DatasetEvaluators([coco, free_response])

@@ -1,16 +1,22 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
 """FROC: lesion sensitivity against false positives per image, in pure numpy.
 
-Legend: I images, G lesions, N predictions, T operating points. Sensitivities lie in [0, 1].
+Legend: T operating points. Sensitivities lie in [0, 1].
 
 What is counted, so that a number can be cited:
 
-- **Hit.** The rule is named (``centre`` by default, ``iou:t``); a lesion is hit once, a prediction
-  hits one lesion at most; ``matching.py`` gives the exact assignment.
-- **Duplicates.** A further prediction on a lesion already hit is left out (``ignore``, default) or
+- **Hit.** The rule is named (``centre`` by default, ``iou:t``, ``dbt``); a box is hit once, a
+  prediction hits one box at most; ``matching.py`` gives the exact assignment.
+- **Unit.** Sensitivity is the share of ``lesion_view`` (boxes, default), ``lesion`` (over views, by
+  ``lesion_id``), ``breast`` or ``case`` with a hit on any of their boxes, at the score of the best.
+  A hit on another box of a unit already hit is neither a hit nor a false positive. False positives
+  are per image with every unit.
+- **Duplicates.** A further prediction on a box already hit is left out (``ignore``, default) or
   is a false positive (``count``).
+- **Boxes that do not count** (crowds, ``ignore``): a prediction on one, and on no box that counts,
+  is left out.
 - **Denominator.** False positives per image over ``all`` images (default), or counted on and
-  divided by the ``negative`` images only (those without a lesion of any class).
+  divided by the ``negative`` images only (those without a box of any class, counted or not).
 - **Ties.** An operating point exists only at a distinct score: all predictions of one score go
   together.
 - **Sensitivity at f** is the largest sensitivity of an operating point with at most f false
@@ -43,59 +49,22 @@ from typing import Any
 import numpy as np
 
 from detrex_mammo.errors import UserError
+from detrex_mammo.evaluation.froc_events import Part, Sweep, sweep
+from detrex_mammo.evaluation.froc_settings import CPM_FPPI, DEFAULT_FPPI, FrocSettings
 from detrex_mammo.evaluation.matching import (
     DUPLICATE,
-    FALSE_POSITIVE,
-    TRUE_POSITIVE,
+    IGNORED,
     Matching,
     match_predictions,
     parse_rule,
 )
-from detrex_mammo.evaluation.tables import (
-    LesionTable,
-    PredictionTable,
-    check_categories,
-    lesion_table,
-    prediction_table,
-)
+from detrex_mammo.evaluation.study import Study, as_study
+from detrex_mammo.evaluation.tables import PredictionTable, check_categories, prediction_table
 
-DEFAULT_FPPI = (0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 4.0)
-CPM_FPPI = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-DUPLICATES = ("ignore", "count")
-DENOMINATORS = ("all", "negative")
-
-
-@dataclass(frozen=True)
-class FrocSettings:
-    """What is counted; every result carries it.
-
-    Attributes:
-        rule: ``centre`` or ``iou:t``.
-        duplicates: ``ignore`` or ``count``.
-        denominator: ``all`` or ``negative``.
-        class_aware: a prediction hits lesions of its own category only.
-    """
-
-    rule: str = "centre"
-    duplicates: str = "ignore"
-    denominator: str = "all"
-    class_aware: bool = True
-
-    def __post_init__(self):
-        object.__setattr__(self, "rule", parse_rule(self.rule).name)
-        for name, allowed in (("duplicates", DUPLICATES), ("denominator", DENOMINATORS)):
-            if getattr(self, name) not in allowed:
-                raise UserError(f"{name} was {getattr(self, name)!r}, but it is one of {allowed}")
-
-    def text(self) -> str:
-        """The settings in words, for captions."""
-        extra = {"ignore": "ignored", "count": "counted as false positives"}[self.duplicates]
-        images = {"all": "all images", "negative": "images without lesions only"}[self.denominator]
-        classes = "class-aware" if self.class_aware else "class-agnostic"
-        return (
-            f"hit: {parse_rule(self.rule).text} ({classes}); further hits on a hit lesion: "
-            f"{extra}; false positives per image over {images}"
-        )
+COUNTS = (
+    "num_units", "num_lesions", "num_images", "num_negative_images", "num_patients",
+    "num_predictions", "num_duplicates", "num_ignored",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -104,25 +73,39 @@ class FrocCurve:
 
     Attributes:
         thresholds: (T,) float64, falling; the first is +inf (nothing is predicted).
-        true_positives: (T,) int64, lesions hit by predictions of at least that score.
+        true_positives: (T,) int64, units hit by predictions of at least that score.
         false_positives: (T,) int64, counted on the images of the denominator.
-        num_lesions: lesions in the ground truth.
+        num_units: what sensitivity is a share of: boxes, lesions, breasts or cases.
+        num_lesions: boxes in the ground truth, without those that do not count.
         num_images: all images.
-        num_negative_images: images without a lesion of any class.
+        num_negative_images: images without a box of any class.
+        num_patients: patients of all images.
         num_predictions: predictions, whatever their outcome.
-        num_duplicates: further hits on lesions already hit.
+        num_duplicates: further hits on boxes already hit.
+        num_ignored: predictions on boxes that do not count.
         settings: what is counted.
     """
 
     thresholds: np.ndarray
     true_positives: np.ndarray
     false_positives: np.ndarray
+    num_units: int
     num_lesions: int
     num_images: int
     num_negative_images: int
+    num_patients: int
     num_predictions: int
     num_duplicates: int
+    num_ignored: int
     settings: FrocSettings = field(default_factory=FrocSettings)
+
+    def counts_text(self) -> str:
+        """The denominators in words, for captions."""
+        boxes = "" if self.settings.unit == "lesion_view" else f" ({self.num_lesions} boxes)"
+        return (
+            f"{self.num_units} {self.settings.units}{boxes} in {self.num_images} images of "
+            f"{self.num_patients} patients ({self.num_negative_images} images without lesions)"
+        )
 
     @property
     def num_fp_images(self) -> int:
@@ -143,7 +126,7 @@ class FrocCurve:
     @property
     def sensitivity(self) -> np.ndarray:
         """(T,) in [0, 1]; NaN without lesions."""
-        return _divide(self.true_positives, self.num_lesions)
+        return _divide(self.true_positives, self.num_units)
 
     @property
     def fppi(self) -> np.ndarray:
@@ -195,18 +178,12 @@ class FrocCurve:
             for f in fppi
         ]
         report = {
-            "rule": self.settings.rule,
-            "duplicates": self.settings.duplicates,
-            "denominator": self.settings.denominator,
-            "class_aware": self.settings.class_aware,
+            **self.settings.to_dict(),
             "text": self.settings.text(),
+            "counts": self.counts_text(),
             "reason": self.reason,
-            "num_lesions": self.num_lesions,
-            "num_images": self.num_images,
-            "num_negative_images": self.num_negative_images,
+            **{name: getattr(self, name) for name in COUNTS},
             "num_fp_images": self.num_fp_images,
-            "num_predictions": self.num_predictions,
-            "num_duplicates": self.num_duplicates,
             "cpm": self.cpm(),
             "points": points,
             "curve": {
@@ -223,15 +200,15 @@ class FrocCurve:
     def from_dict(cls, report: dict[str, Any]) -> "FrocCurve":
         """The curve that :meth:`to_dict` wrote, from its corners."""
         thresholds = [np.inf if t is None else t for t in report["curve"]["threshold"]]
-        counts = ("num_lesions", "num_images", "num_negative_images")
-        counts += ("num_predictions", "num_duplicates")
-        settings = ("rule", "duplicates", "denominator", "class_aware")
+        # A report without these is older than they are: boxes were the units, images the patients.
+        old = {"num_units": report["num_lesions"], "num_patients": report["num_images"]}
+        counts = {"num_ignored": 0, **old, **report}
         return cls(
             np.asarray(thresholds, dtype=np.float64),
             np.asarray(report["curve"]["true_positives"], dtype=np.int64),
             np.asarray(report["curve"]["false_positives"], dtype=np.int64),
-            **{name: report[name] for name in counts},
-            settings=FrocSettings(**{name: report[name] for name in settings}),
+            **{name: counts[name] for name in COUNTS},
+            settings=FrocSettings.from_dict(report),
         )
 
 
@@ -255,72 +232,92 @@ def froc(truth, predictions, settings=None, categories=None) -> FrocResult:
     """FROC of predictions against ground truth, both keyed by image id.
 
     Args:
-        truth: image id -> ``{"boxes": (g, 4) xyxy, "categories": (g,)}``, or a LesionTable.
+        truth: image id -> ``{"boxes": (g, 4) xyxy, "categories": (g,)}``, a LesionTable, or a
+            Study,
+            which alone tells patients, breasts, lesions over views and boxes that do not count.
             Every image is named, also those without lesions.
         predictions: image id -> ``{"boxes": (n, 4), "scores": (n,), "categories": (n,)}``, or a
             PredictionTable. An image left out has no predictions.
-        settings (FrocSettings, optional): rule, duplicates, denominator, class awareness.
-        categories: the data set's category ids; by default those of the lesions.
+        settings (FrocSettings, optional): rule, unit, duplicates, denominator, class awareness.
+        categories: the data set's category ids; by default those of the Study or of the lesions.
 
     Raises:
         UserError: unknown image id or category, score not finite, broken box.
     """
+    return froc_sweeps(truth, predictions, settings, categories)[0]
+
+
+def froc_sweeps(
+    truth, predictions, settings=None, categories=None
+) -> tuple[FrocResult, list[Sweep]]:
+    """As :func:`froc`, with what the bootstrap needs: sweeps of all, then of every class."""
     settings = settings or FrocSettings()
-    if not isinstance(truth, LesionTable):
-        truth = lesion_table(truth)
-    if not isinstance(predictions, PredictionTable):
-        predictions = prediction_table(predictions, truth.image_ids)
-    known = np.unique(truth.categories) if categories is None else np.asarray(list(categories))
-    if settings.class_aware and (categories is not None or len(truth)):
-        check_categories(predictions, known, truth.image_ids)
+    study, predictions = as_study(truth), as_predictions(truth, predictions)
+    known, matching = match_study(study, predictions, settings, categories)
+    parts = [Part(), *(Part.of_category(study, predictions, category) for category in known)]
+    sweeps = [sweep(study, predictions, matching, settings, part) for part in parts]
+    curves = [
+        curve(study, predictions, matching, settings, part, found)
+        for part, found in zip(parts, sweeps, strict=True)
+    ]
+    per_class = dict(zip(known, curves[1:], strict=True))
+    return FrocResult(curves[0], per_class, matching), sweeps
+
+
+def as_predictions(truth, predictions) -> PredictionTable:
+    """Predictions in any form that :func:`froc` takes as a table."""
+    if isinstance(predictions, PredictionTable):
+        return predictions
+    return prediction_table(predictions, as_study(truth).lesions.image_ids)
+
+
+def match_study(
+    study: Study, predictions: PredictionTable, settings: FrocSettings, categories=None
+) -> tuple[list[int], Matching]:
+    """Match predictions; also the categories that have a curve of their own (none if agnostic)."""
     rule = parse_rule(settings.rule)
-    matching = match_predictions(truth, predictions, rule, settings.class_aware)
-    per_class = {}
-    for category in known.tolist() if settings.class_aware else ():
-        per_class[category] = curve(truth, predictions, matching, settings, category)
-    return FrocResult(curve(truth, predictions, matching, settings), per_class, matching)
+    known = list(study.category_names if categories is None else categories)
+    if settings.class_aware and (categories is not None or known):
+        check_categories(predictions, known, study.lesions.image_ids)
+    if settings.rule == "dbt":
+        predictions = study.with_slices(predictions)
+    matching = match_predictions(
+        study.lesions, predictions, rule, settings.class_aware, study.ignored
+    )
+    return (known if settings.class_aware else []), matching
 
 
 def curve(
-    lesions: LesionTable,
+    study: Study,
     predictions: PredictionTable,
     matching: Matching,
     settings: FrocSettings,
-    category: int | None = None,
+    part: Part | None = None,
+    found: Sweep | None = None,
 ) -> FrocCurve:
-    """The FROC curve of matched predictions, of one category or (None) of all."""
-    negative = np.bincount(lesions.image_index, minlength=lesions.num_images) == 0
-    chosen = np.ones(len(predictions), dtype=bool)
-    num_lesions = len(lesions)
-    if category is not None:
-        chosen = predictions.categories == category
-        num_lesions = int((lesions.categories == category).sum())
-    scores = predictions.scores[chosen]
-    outcome = matching.outcome[chosen]
-    false = outcome == FALSE_POSITIVE
-    if settings.duplicates == "count":
-        false |= outcome == DUPLICATE
-    if settings.denominator == "negative":
-        false &= negative[predictions.image_index[chosen]]
-    order = np.argsort(-scores, kind="stable")
-    falling = scores[order]
-    ends = np.flatnonzero(np.diff(falling, append=-np.inf) != 0)
+    """The FROC curve of matched predictions over a part of the data set (None: all of it).
+
+    Args:
+        found (optional): the part's sweep, where it is there already.
+    """
+    part = part or Part()
+    found = found or sweep(study, predictions, matching, settings, part)
+    images = part.image_mask(study)
+    outcome = matching.outcome[part.prediction_mask(predictions)]
     return FrocCurve(
-        thresholds=np.concatenate([[np.inf], falling[ends]]),
-        true_positives=_cumulate(outcome[order] == TRUE_POSITIVE, ends),
-        false_positives=_cumulate(false[order], ends),
-        num_lesions=num_lesions,
-        num_images=lesions.num_images,
-        num_negative_images=int(negative.sum()),
-        num_predictions=len(scores),
+        thresholds=found.thresholds,
+        true_positives=found.hits,
+        false_positives=found.false,
+        num_units=int(found.patient_units.sum()),
+        num_lesions=int(part.lesion_mask(study).sum()),
+        num_images=int(images.sum()),
+        num_negative_images=int((study.is_negative & images).sum()),
+        num_patients=len(np.unique(study.patients[images])),
+        num_predictions=len(outcome),
         num_duplicates=int((outcome == DUPLICATE).sum()),
+        num_ignored=int((outcome == IGNORED).sum()),
         settings=settings,
     )
-
-
-def _cumulate(flags, ends):
-    """Number of True up to each row of ``ends``, after a leading 0."""
-    return np.concatenate([[0], np.cumsum(flags, dtype=np.int64)[ends]])
 
 
 def _divide(counts, number):

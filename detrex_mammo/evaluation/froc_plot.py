@@ -12,6 +12,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from detrex_mammo.evaluation.froc import DEFAULT_FPPI, FrocCurve
+from detrex_mammo.evaluation.froc_bootstrap import CurveIntervals
 
 # Okabe and Ito's colours, told apart with every kind of colour vision; dashes and marks differ too.
 STYLES = (
@@ -25,7 +26,7 @@ TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 10
 
 
 def plot_froc(
-    curves: Mapping[str, FrocCurve],
+    curves: Mapping[str, FrocCurve | CurveIntervals],
     path: str | Path,
     fppi: Sequence[float] = DEFAULT_FPPI,
     title: str = "",
@@ -37,6 +38,7 @@ def plot_froc(
 
     Args:
         curves: name -> curve, such as "after training" and "without training"; four at most.
+            A curve with intervals has its pointwise band drawn.
         path: the picture to write.
         fppi: false positives per image that are marked on every curve.
         title: over the figure.
@@ -44,7 +46,9 @@ def plot_froc(
     """
     if not 1 <= len(curves) <= len(STYLES):
         raise ValueError(f"curves were {len(curves)}, but 1 to {len(STYLES)} can be told apart")
-    caption = _caption(curves, note)
+    bands = {name: c for name, c in curves.items() if isinstance(c, CurveIntervals)}
+    curves = {name: bands[name].curve if name in bands else c for name, c in curves.items()}
+    caption = _caption(curves, note, {band.bootstrap.text() for band in bands.values()})
     # Inches, from below: caption, legend, the axis' own texts, axes, title.
     num_rows = (len(curves) + 1) // 2
     caption_top = 0.15 + 0.145 * (caption.count("\n") + 1)
@@ -56,6 +60,8 @@ def plot_froc(
     axes = figure.add_axes((LEFT / WIDTH, bottom / total, AXES_WIDTH / WIDTH, height / total))
     left, right = _axis_range(curves.values(), fppi)
     for row, (name, curve) in enumerate(curves.items()):
+        if name in bands and not curve.reason:
+            _draw_band(axes, bands[name], STYLES[row]["color"], left)
         marked = _draw(axes, name, curve, STYLES[row], fppi, left, right)
         if row < 2:  # more numbers would cover one another
             _write_numbers(axes, marked, STYLES[row]["color"], above=row == 0)
@@ -103,6 +109,13 @@ def _draw(axes, name, curve, style, fppi, left, right):
     return list(zip(marked, heights, strict=True))
 
 
+def _draw_band(axes, intervals, colour, left):
+    """The pointwise interval, as steps like the curve's."""
+    fppi, low, high = intervals.band()
+    x = np.clip(fppi, left / 10, None)
+    axes.fill_between(x, low, high, step="post", color=colour, alpha=0.15, linewidth=0)
+
+
 def _write_numbers(axes, marked, colour, above):
     """The sensitivity beside every operating point, where there is room for it."""
     for f, height in marked:
@@ -130,20 +143,17 @@ def _dress(axes, left, right):
         axes.spines[side].set_visible(False)
 
 
-def _caption(curves, note):
-    """Counts and rule; once if all curves share them, else one line each."""
+def _caption(curves, note, intervals):
+    """Counts and rule; once if all curves share them, else one line each; then the bands'."""
     lines = [note] if note else []
     texts = {name: _counts(curve) for name, curve in curves.items()}
     if len(set(texts.values())) == 1:
         lines.append(next(iter(texts.values())))
     else:
         lines += [f"{name}: {text}" for name, text in texts.items()]
+    lines += [f"Band: pointwise {text}." for text in sorted(intervals)]
     return "\n".join(textwrap.fill(line, 118) for line in lines)
 
 
 def _counts(curve):
-    return (
-        f"{curve.num_lesions} lesions in {curve.num_images} images "
-        f"({curve.num_negative_images} without lesions); {curve.settings.text()}. "
-        "Steps, no interpolation."
-    )
+    return f"{curve.counts_text()}; {curve.settings.text()}. Steps, no interpolation."

@@ -1,9 +1,11 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
-"""Predictions and annotations as COCO JSON: records, files and tables.
+"""Predictions and annotations as COCO's: records, files and tables.
 
 A prediction record is COCO's results format: ``{"image_id", "category_id", "bbox", "score"}`` with
 bbox (x, y, w, h) in pixels of the ORIGINAL image and the category id of the annotation file. Both
-evaluators score these records, so that what is written is exactly what was scored.
+evaluators score these records, so that what is written is exactly what was scored. In volumes a
+record may have a ``slice``. Files of predictions are read by
+:mod:`~detrex_mammo.evaluation.prediction_files`.
 """
 
 import json
@@ -15,12 +17,23 @@ from typing import Any
 import numpy as np
 
 from detrex_mammo.errors import UserError
+from detrex_mammo.evaluation.prediction_files import read_predictions
 from detrex_mammo.evaluation.tables import (
     LesionTable,
     PredictionTable,
     lesion_table,
     prediction_table,
 )
+
+__all__ = [
+    "instances_to_records",
+    "lesions_from_annotations",
+    "predictions_from_records",
+    "read_annotations",
+    "read_predictions",
+    "with_dataset_categories",
+    "write_predictions",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -129,48 +142,31 @@ def predictions_from_records(
     records: Iterable[Mapping[str, Any]], image_ids: Sequence
 ) -> PredictionTable:
     """Prediction records as a table over the images ``image_ids`` of the ground truth."""
-    images: dict[Any, tuple[list, list, list]] = {}
+    images: dict[Any, dict[str, list]] = {}
     for record in records:
         if len(record["bbox"]) != 4:
             raise UserError(
                 f"a prediction for image {record['image_id']!r} has bbox {record['bbox']}: "
                 "a bbox is x, y, w, h in original pixels"
             )
-        boxes, scores, categories = images.setdefault(record["image_id"], ([], [], []))
-        boxes.append(_xywh_to_xyxy(record["bbox"]))
-        scores.append(record["score"])
-        categories.append(record["category_id"])
-    per_image = {
-        image_id: {"boxes": boxes, "scores": scores, "categories": categories}
-        for image_id, (boxes, scores, categories) in images.items()
-    }
-    return prediction_table(per_image, image_ids)
+        entry = images.setdefault(
+            record["image_id"], {"boxes": [], "scores": [], "categories": [], "slices": []}
+        )
+        entry["boxes"].append(_xywh_to_xyxy(record["bbox"]))
+        entry["scores"].append(record["score"])
+        entry["categories"].append(record["category_id"])
+        entry["slices"].append(record.get("slice"))
+    for entry in images.values():
+        if all(place is None for place in entry["slices"]):
+            del entry["slices"]
+        else:
+            entry["slices"] = np.array(entry["slices"], dtype=np.float64)  # None becomes NaN
+    return prediction_table(images, image_ids)
 
 
 def write_predictions(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Write prediction records as COCO results JSON."""
     Path(path).write_text(json.dumps(list(records)), encoding="utf-8")
-
-
-def read_predictions(path: str | Path) -> list[dict[str, Any]]:
-    """Read COCO results JSON.
-
-    Raises:
-        UserError: the file is missing, is not JSON, or a record lacks a field.
-    """
-    records = _read_json(path, "predictions file")
-    fields = ("image_id", "category_id", "bbox", "score")
-    if not isinstance(records, list):
-        raise UserError(f"predictions file {path} must hold a list of records with {fields}")
-    for number, record in enumerate(records):
-        is_record = isinstance(record, dict)
-        missing = [name for name in fields if not is_record or name not in record]
-        if missing:
-            raise UserError(
-                f"predictions file {path}, record {number}, lacks {', '.join(missing)}: a record "
-                f"has {', '.join(fields)}, bbox being x, y, w, h in original pixels"
-            )
-    return records
 
 
 def _xywh_to_xyxy(bbox):

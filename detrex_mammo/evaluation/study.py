@@ -5,17 +5,23 @@ Legend: I images, G lesions (ground-truth boxes).
 
 A patient is told by ``patient_id`` within a ``dataset``; an image without one is a patient of its
 own. A case is one study of a patient, a breast is one side of a case; without ``laterality`` an
-image is a breast of its own. Boxes of one breast with the same ``lesion_id`` are one lesion, seen
-in several views; a box without one is a lesion of its own.
+image is a breast of its own. Boxes of one case and side with the same ``lesion_id`` are one lesion,
+seen in several views; a box without one is a lesion of its own.
+
+An image is positive with a box that counts, negative without any box. With only boxes that do not
+count (crowds, ``ignore``) it is neither: what is in it is not known.
+
+In a volume, a box lies on the ``slice`` of its annotation, or else of its image (``slice``, or the
+number of its ``frame``); ``num_slices`` of the annotation or the image tells the volume's.
 """
 
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from detrex_mammo.evaluation.tables import LesionTable, lesion_table
+from detrex_mammo.evaluation.tables import LesionTable, PredictionTable, lesion_table
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,55 @@ class Study:
         """Number of images, with and without lesions."""
         return len(self.images)
 
+    @property
+    def is_positive(self) -> np.ndarray:
+        """(I,) bool, the image has a lesion that counts."""
+        return np.bincount(self.lesions.image_index, minlength=self.num_images) > 0
+
+    @property
+    def is_negative(self) -> np.ndarray:
+        """(I,) bool, the image has no box at all."""
+        is_unsure = np.bincount(self.ignored.image_index, minlength=self.num_images) > 0
+        return ~(self.is_positive | is_unsure)
+
+    @property
+    def num_patients(self) -> int:
+        """Number of patients, with and without lesions."""
+        return int(self.patients.max()) + 1 if self.num_images else 0
+
+    def with_slices(self, predictions: PredictionTable) -> PredictionTable:
+        """The predictions, those without a slice on that of their image where it has one."""
+        slices = np.array([_first(image, "slice", "frame") for image in self.images], np.float64)
+        slices = slices[predictions.image_index]
+        if predictions.slices is not None:
+            slices = np.where(np.isnan(predictions.slices), slices, predictions.slices)
+        return predictions if np.isnan(slices).all() else replace(predictions, slices=slices)
+
+
+def as_study(truth: "Study | LesionTable | Mapping[Hashable, Mapping[str, Any]]") -> Study:
+    """Ground truth in any form as a Study.
+
+    Args:
+        truth: a Study, as it is; else a LesionTable, or image id -> boxes as for
+            :func:`~detrex_mammo.evaluation.tables.lesion_table`: every image is then a patient,
+            a case and a breast of its own, and every box a lesion of its own.
+    """
+    if isinstance(truth, Study):
+        return truth
+    lesions = truth if isinstance(truth, LesionTable) else lesion_table(truth)
+    own = np.arange(lesions.num_images)
+    return Study(
+        images=tuple({"id": image_id} for image_id in lesions.image_ids),
+        lesions=lesions,
+        ignored=lesions.take(np.zeros(0, dtype=np.int64)),
+        lesion_entries=tuple({} for _ in range(len(lesions))),
+        patients=own,
+        cases=own,
+        breasts=own,
+        lesion_units=np.arange(len(lesions)),
+        category_names={int(c): str(c) for c in np.unique(lesions.categories)},
+    )
+
 
 def read_study(annotations: Mapping[str, Any], image_ids: Iterable | None = None) -> Study:
     """The ground truth of a COCO annotation file's content.
@@ -74,28 +129,42 @@ def read_study(annotations: Mapping[str, Any], image_ids: Iterable | None = None
     entries = tuple(entry for found in counted.values() for entry in found)
     rows = tuple(images.values())
     patients, cases, breasts = _groups(rows)
-    lesions = _table(counted)
+    lesions = _table(counted, images)
     return Study(
         images=rows,
         lesions=lesions,
-        ignored=_table(ignored),
+        ignored=_table(ignored, images),
         lesion_entries=entries,
         patients=patients,
         cases=cases,
         breasts=breasts,
-        lesion_units=_lesion_units(entries, breasts[lesions.image_index]),
+        lesion_units=_lesion_units(entries, images, cases[lesions.image_index]),
         category_names={c["id"]: c["name"] for c in annotations["categories"]},
     )
 
 
-def _table(entries: Mapping[Hashable, list[Mapping[str, Any]]]) -> LesionTable:
+def _table(
+    entries: Mapping[Hashable, list[Mapping[str, Any]]], images: Mapping[Hashable, Mapping]
+) -> LesionTable:
+    """Boxes by image id as a table over all images."""
     boxes = {}
     for image_id, found in entries.items():
         corners = np.array([entry["bbox"] for entry in found], dtype=np.float64).reshape(-1, 4)
         corners[:, 2:] += corners[:, :2]
         categories = [entry["category_id"] for entry in found]
         boxes[image_id] = {"boxes": corners, "categories": categories}
+        image = images[image_id]
+        for column, keys in (("slices", ("slice", "frame")), ("num_slices", ("num_slices",))):
+            own = [_first(entry, *keys) for entry in found]
+            values = [_first(image, *keys) if value is None else value for value in own]
+            if any(value is not None for value in values):
+                boxes[image_id][column] = np.array(values, dtype=np.float64)  # None becomes NaN
     return lesion_table(boxes)
+
+
+def _first(entry: Mapping[str, Any], *keys: str) -> Any:
+    """The value of the first key that an entry has; None without any."""
+    return next((entry[key] for key in keys if entry.get(key) is not None), None)
 
 
 def _groups(images: tuple[Mapping[str, Any], ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -112,11 +181,14 @@ def _groups(images: tuple[Mapping[str, Any], ...]) -> tuple[np.ndarray, np.ndarr
     return _numbers(patients), _numbers(cases), _numbers(breasts)
 
 
-def _lesion_units(entries: tuple[Mapping[str, Any], ...], breasts: np.ndarray) -> np.ndarray:
+def _lesion_units(
+    entries: tuple[Mapping[str, Any], ...], images: Mapping[Hashable, Mapping], cases: np.ndarray
+) -> np.ndarray:
+    """Numbers of the lesions over views; ``cases`` (G,) are those of the entries' images."""
     keys = []
-    for row, (entry, breast) in enumerate(zip(entries, breasts.tolist(), strict=True)):
-        name = entry.get("lesion_id")
-        keys.append((row,) if name in (None, "") else (breast, str(name)))
+    for row, (entry, case) in enumerate(zip(entries, cases.tolist(), strict=True)):
+        name, side = entry.get("lesion_id"), images[entry["image_id"]].get("laterality")
+        keys.append((row,) if name in (None, "") else (case, side, str(name)))
     return _numbers(keys)
 
 

@@ -6,7 +6,7 @@ Boxes are xyxy pixels of the ORIGINAL image, float64.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,17 @@ class LesionTable:
         image_index: (G,) int64, row of ``image_ids`` that a lesion lies in.
         boxes: (G, 4) float64 xyxy.
         categories: (G,) int64 category ids of the data set.
+        slices: (G,) float64, slice of the volume that the box lies on; NaN without one. None if
+            no lesion has one.
+        num_slices: (G,) float64, slices of that volume; NaN if not known. None like ``slices``.
     """
 
     image_ids: tuple
     image_index: np.ndarray
     boxes: np.ndarray
     categories: np.ndarray
+    slices: np.ndarray | None = None
+    num_slices: np.ndarray | None = None
 
     @property
     def num_images(self) -> int:
@@ -37,6 +42,10 @@ class LesionTable:
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+    def take(self, rows: np.ndarray) -> "LesionTable":
+        """The lesions of these rows, (K,), in their order and with repeats; the same images."""
+        return LesionTable(self.image_ids, *_take(self, rows))
 
 
 @dataclass(frozen=True)
@@ -48,15 +57,28 @@ class PredictionTable:
         boxes: (N, 4) float64 xyxy.
         scores: (N,) float64, finite.
         categories: (N,) int64 category ids of the data set.
+        slices: (N,) float64, slice of the volume that a prediction lies on; NaN without one.
+            None if no prediction has one.
     """
 
     image_index: np.ndarray
     boxes: np.ndarray
     scores: np.ndarray
     categories: np.ndarray
+    slices: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+    def take(self, rows: np.ndarray) -> "PredictionTable":
+        """The predictions of these rows, (K,), in their order and with repeats."""
+        return PredictionTable(*_take(self, rows))
+
+
+def _take(table: LesionTable | PredictionTable, rows: np.ndarray) -> list[np.ndarray | None]:
+    """Every column of a table, at these rows."""
+    columns = [getattr(table, f.name) for f in fields(table) if f.name != "image_ids"]
+    return [None if column is None else column[rows] for column in columns]
 
 
 def lesion_table(truth: Mapping[Hashable, Mapping[str, Any]]) -> LesionTable:
@@ -65,14 +87,16 @@ def lesion_table(truth: Mapping[Hashable, Mapping[str, Any]]) -> LesionTable:
     Args:
         truth: image id -> ``{"boxes": (g, 4) xyxy, "categories": (g,)}``; ``categories`` may be
             left out when there is one class (it is then 0). An image without lesions has an
-            empty ``boxes``; it must be there to count as an image.
+            empty ``boxes``; it must be there to count as an image. ``slices`` and ``num_slices``,
+            (g,), are for boxes in volumes.
 
     Raises:
         UserError: a box is not finite or has its corners swapped.
     """
     image_ids = tuple(truth)
     image_index, boxes, categories, _ = _flatten(truth, image_ids, with_scores=False)
-    return LesionTable(image_ids, image_index, boxes, categories)
+    volumes = [_optional_column(truth, name) for name in ("slices", "num_slices")]
+    return LesionTable(image_ids, image_index, boxes, categories, *volumes)
 
 
 def prediction_table(
@@ -81,8 +105,8 @@ def prediction_table(
     """Flatten predictions keyed by image id.
 
     Args:
-        predictions: image id -> ``{"boxes": (n, 4) xyxy, "scores": (n,), "categories": (n,)}``.
-            An image that is left out has no predictions.
+        predictions: image id -> ``{"boxes": (n, 4) xyxy, "scores": (n,), "categories": (n,)}``,
+            in volumes also ``slices``. An image that is left out has no predictions.
         image_ids: the ids of the ground truth.
 
     Raises:
@@ -90,7 +114,8 @@ def prediction_table(
             finite, or a box with its corners swapped.
     """
     image_index, boxes, categories, scores = _flatten(predictions, image_ids, with_scores=True)
-    return PredictionTable(image_index, boxes, scores, categories)
+    slices = _optional_column(predictions, "slices")
+    return PredictionTable(image_index, boxes, scores, categories, slices)
 
 
 def check_categories(
@@ -149,6 +174,20 @@ def _column(entry, name, number, dtype, image_id):
             f"image {image_id!r} has {number} boxes but {len(values)} {name}: give one a box"
         )
     return values
+
+
+def _optional_column(per_image, name):
+    """(N,) float64, NaN where an image or a box does not have it; None if none has."""
+    if all(entry.get(name) is None for entry in per_image.values()):
+        return None
+    columns = [np.zeros(0)]
+    for image_id, entry in per_image.items():
+        number = len(np.asarray(entry["boxes"], dtype=np.float64).reshape(-1, 4))
+        if entry.get(name) is None:
+            columns.append(np.full(number, np.nan))
+        else:
+            columns.append(_column(entry, name, number, np.float64, image_id))
+    return np.concatenate(columns)
 
 
 def _check_boxes(boxes, index, image_ids, what):

@@ -118,7 +118,7 @@ class TimmBackbone(Backbone):
         **model: further arguments of ``timm.create_model``, checked by timm.
 
     Raises:
-        UserError: timm is missing, or does not know the model or an index.
+        UserError: timm is missing, does not know the model or an index, or cannot get its weights.
     """
 
     def __init__(
@@ -211,6 +211,15 @@ def _create_timm_model(name: str, out_indices: tuple[int, ...], pretrained: bool
             raise UserError(
                 f"out_indices is {list(out_indices)} for the timm model {name!r}, "
                 f"which does not have these feature maps ({error})"
+            ) from error
+        except (OSError, RuntimeError) as error:
+            if not pretrained:
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"backbone.pretrained is True, but the weights of {name!r} cannot be had "
+                f"({reason}); connect to the network once, so that they stay in timm's cache, or "
+                "set model.backbone.pretrained=False"
             ) from error
     raise AssertionError("the last option is empty and cannot be refused")
 

@@ -30,7 +30,14 @@ class SetCriterion(nn.Module):
         weight_giou (float): of the GIoU loss.
         focal_alpha (float): see :func:`sigmoid_focal_loss`.
         focal_gamma (float): see :func:`sigmoid_focal_loss`.
+
+    Attributes:
+        num_boxes (float, optional): what the losses are divided by; None, as published, is the
+            number of boxes of the batch over all processes. Whoever sums over several batches
+            sets it to 1 and divides by the boxes of all of them.
     """
+
+    num_boxes: float | None = None
 
     def __init__(
         self,
@@ -82,7 +89,9 @@ class SetCriterion(nn.Module):
         device = outputs[0]["pred_logits"].device
         losses = {}
         with torch.autocast(device.type, enabled=False):
-            num_boxes = global_num_boxes(sum(len(t["labels"]) for t in targets), device)
+            num_boxes = self.num_boxes
+            if num_boxes is None:
+                num_boxes = global_num_boxes(sum(len(t["labels"]) for t in targets), device)
             matchings = self.matcher(outputs, layer_targets)
             for suffix, output, images, matching in zip(
                 suffixes, outputs, layer_targets, matchings

@@ -13,7 +13,7 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from detrex_mammo.errors import UserError
-from detrex_mammo.layers import box_xyxy_to_cxcywh
+from detrex_mammo.layers import at_least_float32, box_xyxy_to_cxcywh
 from detrex_mammo.modeling.batching import (
     convolutions_to_channels_last,
     pad_and_stack,
@@ -24,7 +24,12 @@ from detrex_mammo.modeling.criterion import SetCriterion
 from detrex_mammo.modeling.heads import Predictor, build_heads
 from detrex_mammo.modeling.neck import InputProjection
 from detrex_mammo.modeling.postprocessing import select_detections
+from detrex_mammo.modeling.test_time_augmentation import TestTimeAugmentation
+from detrex_mammo.modeling.tiling import Tiles
 from detrex_mammo.modeling.transformer import DeformableTransformer
+
+# Of an image, in grey values of [0, 255]: below it there is noise, which is not made any louder.
+MIN_DEVIATION = 1.0
 
 
 @META_ARCH_REGISTRY.register()
@@ -47,8 +52,14 @@ class DeformableDETR(nn.Module):
         inverse_sigmoid_eps (float): 1e-5 as published; 1e-3 for weights that detrex trained.
         topk (int): detections per image; capped, with a warning, at Q * K.
         clip_boxes (bool): cut detections at the image's border. The published code does not.
-        pixel_mean (Sequence[float]): RGB, of pixels in [0, 255].
-        pixel_std (Sequence[float]): RGB.
+        pixel_mean (Sequence[float], optional): RGB, of pixels in [0, 255]; None, like
+            ``pixel_std``: each image is normalised by its own mean and deviation, over all of its
+            pixels and channels.
+        pixel_std (Sequence[float], optional): RGB.
+        tiles (Tiles, optional): detect in overlapping tiles where an image is larger than one;
+            training is not touched. None: always the whole image.
+        test_time_augmentation (TestTimeAugmentation, optional): detect in several versions of an
+            image and average them; training is not touched. None: the image as it is.
 
     Raises:
         UserError: two settings contradict each other.
@@ -70,8 +81,10 @@ class DeformableDETR(nn.Module):
         inverse_sigmoid_eps: float = 1e-5,
         topk: int = 300,
         clip_boxes: bool = False,
-        pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
-        pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
+        pixel_mean: Sequence[float] | None = (123.675, 116.28, 103.53),
+        pixel_std: Sequence[float] | None = (58.395, 57.12, 57.375),
+        tiles: Tiles | None = None,
+        test_time_augmentation: TestTimeAugmentation | None = None,
     ):
         super().__init__()
         self.num_classes = num_classes
@@ -82,6 +95,8 @@ class DeformableDETR(nn.Module):
         self.aux_loss = aux_loss
         self.topk = topk
         self.clip_boxes = clip_boxes
+        self.tiles = tiles
+        self.test_time_augmentation = test_time_augmentation
         self._check_agreement(transformer, criterion, embed_dim, num_feature_levels)
         self.backbone = backbone
         self.in_features = list(in_features)
@@ -94,6 +109,17 @@ class DeformableDETR(nn.Module):
         self.criterion = criterion
         convolutions_to_channels_last(self.backbone)
         convolutions_to_channels_last(self.input_proj)
+        self._register_pixel_statistics(pixel_mean, pixel_std)
+
+    def _register_pixel_statistics(self, pixel_mean, pixel_std) -> None:
+        if (pixel_mean is None) != (pixel_std is None):
+            raise UserError(
+                f"model.pixel_mean is {pixel_mean} and model.pixel_std {pixel_std}; give three "
+                "numbers for both, or null for both (each image's own)"
+            )
+        self.normalizes_by_image = pixel_mean is None
+        if self.normalizes_by_image:
+            pixel_mean, pixel_std = (0.0,) * 3, (1.0,) * 3
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             buffer = torch.tensor([float(v) for v in values]).view(-1, 1, 1)
             self.register_buffer(name, buffer, persistent=False)
@@ -166,25 +192,53 @@ class DeformableDETR(nn.Module):
             ``pred_boxes`` (xyxy pixels of (height, width)), ``scores`` and ``pred_classes``.
         """
         images = [self.normalize(inputs["image"]) for inputs in batched_inputs]
-        batch, padding_mask = pad_and_stack(images)
-        outputs, encoder_output = self.predict(batch, padding_mask, all_outputs=self.training)
         if self.training:
+            outputs, encoder_output = self.predict(*pad_and_stack(images), all_outputs=True)
             outputs = outputs if self.aux_loss else outputs[-1:]
             return self._criterion()(outputs, encoder_output, self.prepare_targets(batched_inputs))
         sizes = [
             (inputs.get("height", image.shape[-2]), inputs.get("width", image.shape[-1]))
             for inputs, image in zip(batched_inputs, images)
         ]
-        last = outputs[-1]
-        detections = select_detections(
-            last["pred_logits"], last["pred_boxes"], sizes, self.topk, self.clip_boxes
-        )
+        if self.test_time_augmentation is None:
+            detections = self._detect_in_tiles(images, sizes)
+        else:
+            versions = self.test_time_augmentation
+            detections = versions.detect(self._detect_in_tiles, images, sizes, self.topk)
         return [{"instances": instances} for instances in detections]
 
+    def _detect_in_tiles(
+        self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+    ) -> list[Instances]:
+        """As :meth:`_detect`, an image larger than a tile in tiles."""
+        if self.tiles is None or not any(self.tiles.applies_to(image) for image in images):
+            return self._detect(images, sizes)
+        return [
+            self.tiles.detect(self._detect, image, size, self.topk)
+            for image, size in zip(images, sizes)
+        ]
+
+    def _detect(
+        self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+    ) -> list[Instances]:
+        """Detections of normalised images, each scaled to its (height, width)."""
+        outputs, _ = self.predict(*pad_and_stack(images))
+        last = outputs[-1]
+        return select_detections(
+            last["pred_logits"], last["pred_boxes"], sizes, self.topk, self.clip_boxes
+        )
+
     def normalize(self, image: Tensor) -> Tensor:
-        """(3, h, w) in [0, 255] to zero mean and unit deviation, on the model's device."""
+        """(3, h, w) in [0, 255] to zero mean and unit deviation, on the model's device.
+
+        The statistics are the data set's or, without them, those of this image, whole as it is:
+        before any padding and tiling. A deviation below ``MIN_DEVIATION`` counts as that.
+        """
         image = to_device(image, self.device).to(self.pixel_mean.dtype)
-        return (image - self.pixel_mean) / self.pixel_std
+        if not self.normalizes_by_image:
+            return (image - self.pixel_mean) / self.pixel_std
+        deviation, mean = torch.std_mean(at_least_float32(image), correction=0)
+        return ((image - mean) / deviation.clamp(min=MIN_DEVIATION)).to(image.dtype)
 
     def predict(
         self, images: Tensor, padding_mask: Tensor | None = None, all_outputs: bool = False

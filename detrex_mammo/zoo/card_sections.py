@@ -143,8 +143,7 @@ def _factors(facts: "CardFacts") -> str:
     if run.froc is None or run.annotations is None or run.predictions is None:
         return f"Sensitivity by class, lesion size, {', '.join(IMAGE_FACTORS)}: {UNKNOWN}.\n"
     overall = run.froc["overall"]
-    keys = ("rule", "duplicates", "denominator", "class_aware")
-    settings = FrocSettings(**{key: overall[key] for key in keys})
+    settings = FrocSettings.from_dict(overall)
     cells = [
         [row.factor, row.group, str(row.num_lesions), f"{row.num_found / row.num_lesions:.3f}"]
         for row in sensitivity_by_factor(run.annotations, run.predictions, settings, FPPI)

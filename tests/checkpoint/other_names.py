@@ -21,48 +21,58 @@ _BACKBONE = [
     (r"^backbone\.res(\d)\.(\d+)\.shortcut\.norm\.", r"BACKBONE.layer<\1>.\2.downsample.1."),
     (r"^backbone\.res(\d)\.(\d+)\.shortcut\.", r"BACKBONE.layer<\1>.\2.downsample.0."),
 ]
-_NUMBERED = [
-    (r"encoder\.layers\.(\d+)\.norm1\.", r"encoder.layers.\1.norms.0."),
-    (r"encoder\.layers\.(\d+)\.norm2\.", r"encoder.layers.\1.norms.1."),
-    (r"decoder\.layers\.(\d+)\.norm2\.", r"decoder.layers.\1.norms.0."),
-    (r"decoder\.layers\.(\d+)\.norm1\.", r"decoder.layers.\1.norms.1."),
-    (r"decoder\.layers\.(\d+)\.norm3\.", r"decoder.layers.\1.norms.2."),
-]
+# our layer and norm: the number of the norm where norms are counted as they are run
+_NORM_NUMBERS = {
+    "encoder": {1: 0, 2: 1},
+    "decoder": {2: 0, 1: 1, 3: 2},
+}
+_TWO_STAGE = {
+    "enc_output_norm": "memory_trans_norm",
+    "enc_output": "memory_trans_fc",
+    "pos_trans": "pos_trans_fc",
+    "pos_trans_norm": "pos_trans_norm",
+    "reference_points": "reference_points_fc",
+}
+
+
+def _of_openmmlab(feed_forward: str, norm: str) -> list[tuple[str, str]]:
+    """What detrex and mmdetection have in common: numbered norms, two-part neck, queries."""
+    return [
+        *(
+            (rf"{part}\.layers\.(\d+)\.norm{ours}\.", rf"{part}.layers.\1.norms.{theirs}.")
+            for part, numbers in _NORM_NUMBERS.items()
+            for ours, theirs in numbers.items()
+        ),
+        (r"\.linear1\.", f".{feed_forward}.layers.0.0."),
+        (r"\.linear2\.", f".{feed_forward}.layers.1."),
+        *(
+            (rf"^input_proj\.{level}\.{index}\.", f"neck.{convs}.{kind}.")
+            for level, convs in enumerate(("convs.0", "convs.1", "convs.2", "extra_convs.0"))
+            for index, kind in enumerate(("conv", norm))
+        ),
+        (r"^query_embed\.", "query_embedding."),
+    ]
+
+
 _DETREX = [
-    *_NUMBERED,
-    (r"\.linear1\.", ".ffns.0.layers.0.0."),
-    (r"\.linear2\.", ".ffns.0.layers.1."),
+    *_of_openmmlab("ffns.0", "norm"),
     (r"(encoder\.layers\.\d+)\.self_attn\.", r"\1.attentions.0."),
     (r"(decoder\.layers\.\d+)\.self_attn\.", r"\1.attentions.0.attn."),
     (r"(decoder\.layers\.\d+)\.cross_attn\.", r"\1.attentions.1."),
-    (r"^input_proj\.([012])\.0\.", r"neck.convs.\1.conv."),
-    (r"^input_proj\.([012])\.1\.", r"neck.convs.\1.norm."),
-    (r"^input_proj\.3\.0\.", "neck.extra_convs.0.conv."),
-    (r"^input_proj\.3\.1\.", "neck.extra_convs.0.norm."),
     (r"level_embed$", "level_embeds"),
-    (r"^query_embed\.", "query_embedding."),
 ]
 _MMDETECTION = [
     *_BACKBONE,
     (r"^BACKBONE", "backbone"),
-    *_NUMBERED,
-    (r"\.linear1\.", ".ffn.layers.0.0."),
-    (r"\.linear2\.", ".ffn.layers.1."),
+    *_of_openmmlab("ffn", "gn"),
     (r"(decoder\.layers\.\d+)\.self_attn\.", r"\1.self_attn.attn."),
-    (r"^input_proj\.([012])\.0\.", r"neck.convs.\1.conv."),
-    (r"^input_proj\.([012])\.1\.", r"neck.convs.\1.gn."),
-    (r"^input_proj\.3\.0\.", "neck.extra_convs.0.conv."),
-    (r"^input_proj\.3\.1\.", "neck.extra_convs.0.gn."),
-    (r"^query_embed\.", "query_embedding."),
     (r"^class_embed\.", "bbox_head.cls_branches."),
-    (r"^bbox_embed\.(\d)\.layers\.0\.", r"bbox_head.reg_branches.\1.0."),
-    (r"^bbox_embed\.(\d)\.layers\.1\.", r"bbox_head.reg_branches.\1.2."),
-    (r"^bbox_embed\.(\d)\.layers\.2\.", r"bbox_head.reg_branches.\1.4."),
-    (r"transformer\.enc_output_norm\.", "memory_trans_norm."),
-    (r"transformer\.enc_output\.", "memory_trans_fc."),
-    (r"transformer\.pos_trans\.", "pos_trans_fc."),
-    (r"transformer\.pos_trans_norm\.", "pos_trans_norm."),
-    (r"transformer\.reference_points\.", "reference_points_fc."),
+    # an activation without weights stands between two layers
+    *(
+        (rf"^bbox_embed\.(\d)\.layers\.{n}\.", rf"bbox_head.reg_branches.\1.{2 * n}.")
+        for n in range(3)
+    ),
+    *((rf"transformer\.{ours}\.", f"{theirs}.") for ours, theirs in _TWO_STAGE.items()),
     (r"^transformer\.", ""),
 ]
 _OFFICIAL = [*_BACKBONE, (r"^BACKBONE", "backbone.0.body")]

@@ -104,12 +104,14 @@ def test_boxes_and_ids_agree_with_pycocotools(load):
 
 def test_the_catalog_gives_the_same_records(load):
     records, metadata = load(content())
-    assert DatasetCatalog.get(metadata.name) == records
+    assert DatasetCatalog.get(metadata.name) is records  # not read a second time
 
 
 def test_loading_twice_is_fine_another_file_is_not(load):
     records, metadata = load(content(), name="twice")
-    assert load(content(), name="twice")[0] == records
+    again, _ = load(content(), name="twice")
+    assert list(again) == list(records)
+    assert DatasetCatalog.get("twice") is again
     with pytest.raises(UserError, match="name 'twice' is taken by .*a.json.*give .*b.json"):
         load(content(), name="twice", file="b.json")
     changed = content()

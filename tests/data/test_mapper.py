@@ -8,11 +8,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from detectron2.data.transforms import RandomFlip, ResizeShortestEdge
+from detectron2.data.transforms import CropTransform, RandomFlip, ResizeShortestEdge
 from detectron2.structures import BoxMode
 
 from detrex_mammo.data.augmentation import RandomIntensity, ResizeToFit
 from detrex_mammo.data.augmentation_geometry import LesionSafeCrop, RandomAffine
+from detrex_mammo.data.augmentation_photometric import RandomBlur, RandomNoise
+from detrex_mammo.data.augmentation_resize import ResizeShortEdge, ResizeToSpacing
+from detrex_mammo.data.augmentation_tile import LesionTile
+from detrex_mammo.data.augmentation_warp import RandomElastic
 from detrex_mammo.data.cache_build import build_cache
 from detrex_mammo.data.geometry import Geometry
 from detrex_mammo.data.image_io import write_png16
@@ -115,6 +119,9 @@ def test_evaluation_has_no_truth_and_returns_to_the_original(record):
         ResizeShortestEdge(150, 400),
         LesionSafeCrop(0.5, prob=1.0),
         RandomAffine(degrees=0, scale=(0.8, 1.2), prob=1.0),
+        RandomAffine(degrees=0, scale=(1, 1), translate=0.08, prob=1.0),
+        ResizeShortEdge([120, 150], 400),
+        ResizeToSpacing(0.07, 400, 400),
     ],
     ids=lambda a: type(a).__name__,
 )
@@ -249,24 +256,90 @@ def test_a_16_bit_dicom_ramp_reaches_the_network(tmp_path, cached):
     torch.testing.assert_close(image[0], expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("chest_wall", ["left", "right"])
-@pytest.mark.parametrize("crop", [False, True])
-def test_boxes_return_to_half_an_original_pixel(tmp_path, chest_wall, crop):
-    """Crop, flip and a resize of a 3518 x 2800 frame to 1333 x 800, there and back."""
-    write_png16(tmp_path / "a.png", np.zeros((3518, 2800)))
-    random = np.random.default_rng(1)
-    corners = random.uniform((800, 300), (2500, 3000), (50, 2))
-    sizes = random.uniform(3, 250, (50, 2))
-    record = {
-        "file_name": str(tmp_path / "a.png"),
-        "breast_box": [700, 200, 2800, 3400],
-        "chest_wall": "right",
-        "annotations": [annotation([*c, *s]) for c, s in zip(corners, sizes)],
-    }
-    spec = Preprocessing(crop_breast=crop, chest_wall=chest_wall)
-    mapped = MammographyMapper(True, [ResizeToFit(1333, 800)], spec)(record)
-    boxes = mapped["instances"].gt_boxes.tensor.double()
-    height, width = mapped["image"].shape[1:]
-    scale = torch.tensor([mapped["width"] / width, mapped["height"] / height]).repeat(2)
-    original = mapped["geometry"].inverse_boxes(boxes * scale).numpy()
-    np.testing.assert_allclose(original, np.hstack([corners, corners + sizes]), rtol=0, atol=0.5)
+def test_a_box_of_which_little_is_left_is_dropped_with_its_class(record):
+    """Crop and flip put the boxes at x 30..60 and 14..30; columns 0 to 31 keep a fifteenth."""
+    cut = [CropTransform(0, 0, 32, 160)]
+    for least, classes in ((0.0, [1, 0]), (0.06, [1, 0]), (0.1, [0])):
+        made = MammographyMapper(True, cut, Preprocessing(margin=0), min_visibility=least)
+        assert made(record)["instances"].gt_classes.tolist() == classes
+    with pytest.raises(UserError, match="MammographyMapper got min_visibility=2"):
+        MammographyMapper(True, min_visibility=2)
+
+
+def test_the_nominal_size_by_hand(record):
+    """The crop has 160x100 pixels, of 0.1 mm each; without a breast box the image has 200x160."""
+    crop = LesionSafeCrop(0.5, prob=0.4)  # 1 - 0.4 * 0.25 = 0.9 of each side
+    fit = ResizeToFit(80, 80, scale_range=(0.5, 1.0))  # 0.75 * 80 / 160 = 3/8
+    for steps, expected in (
+        ([], (160, 100)),
+        ([RandomFlip(), RandomIntensity(), RandomAffine(), RandomNoise()], (160, 100)),
+        ([fit], (60, 38)),
+        ([ResizeToSpacing(0.2, 500, 500)], (80, 50)),
+        ([ResizeToFit(80, 80), ResizeToSpacing(0.4, 500, 500)], (40, 25)),
+        ([crop, ResizeToSpacing(0.2, 500, 500)], (72, 45)),
+        ([ResizeShortEdge([40, 50, 60], 70)], (70, 44)),
+        ([LesionTile(60, 120)], (60, 100)),
+    ):
+        assert mapper(augmentations=steps).nominal_size(record) == expected
+    assert mapper(crop_breast=False).nominal_size(record) == (200, 160)
+    del record["breast_box"]
+    assert mapper().nominal_size(record) == (200, 160)
+    del record["height"]
+    with pytest.raises(UserError, match="has no height and width"):
+        mapper().nominal_size(record)
+
+
+def test_the_nominal_size_is_the_size_and_reads_nothing(record, tmp_path):
+    """Where nothing is random: also of a crop that grows with its boxes, and of a cache's."""
+    record["breast_box"] = [110, 20, 160, 180]
+    found_in_pixels = {key: record[key] for key in ("file_name", "height", "width", "annotations")}
+    spec = Preprocessing(margin=0.03)
+    build_cache(tmp_path / "cache", [found_in_pixels], spec, progress=False)
+    for one, folder in ((record, ""), (found_in_pixels, str(tmp_path / "cache"))):
+        for is_train in (True, False):
+            made = MammographyMapper(is_train, [ResizeToFit(90, 90)], spec, cache_dir=folder)
+            assert made.nominal_size(one) == tuple(made(one)["image"].shape[1:])
+    (tmp_path / "a.png").unlink()
+    assert MammographyMapper(True, (), spec).nominal_size(record) == (170, 60)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_wrong_side_is_told_once_per_image_and_counted(tmp_path, caplog, cached, stored):
+    """A breast at the right whose header says L, one that says R, and one that says nothing."""
+    ys, xs = np.indices((120, 100)) + 0.5
+    write_png16(tmp_path / "a.png", np.where(np.hypot(ys - 60, xs - 100) < 55, 120.0, 0))
+    record = {"file_name": str(tmp_path / "a.png"), "height": 120, "width": 100}
+    if stored:
+        record["chest_wall"] = "right"
+    spec = Preprocessing()
+    if cached:
+        build_cache(tmp_path / "cache", [record], spec, progress=False)
+    made = MammographyMapper(
+        True, preprocessing=spec, cache_dir=str(tmp_path / "cache") if cached else ""
+    )
+    with caplog.at_level(logging.WARNING):
+        made({**record, "laterality": "R"})
+        made(record)
+        assert made.num_laterality_conflicts == 0 and not caplog.text
+        for _ in range(3):
+            made({**record, "laterality": "L"})
+    assert made.num_laterality_conflicts == 1
+    assert caplog.text.count("laterality is 'L', but the chest wall lies on the right") == 1
+
+
+def test_a_seed_fixes_every_augmentation(record):
+    steps = [
+        LesionTile(120, 80),
+        ResizeToSpacing(0.08, 300, 300, scale_range=(0.5, 1.5)),
+        RandomAffine(shear=5, translate=0.1, prob=1.0),
+        RandomElastic(prob=1.0),
+        RandomBlur(prob=1.0),
+        RandomNoise(prob=1.0),
+    ]
+    results = []
+    for seed in (3, 3, 4):
+        np.random.seed(seed)
+        results.append(mapper(augmentations=steps)(record)["image"])
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
+    assert results[0].shape != results[2].shape or (results[0] != results[2]).any()

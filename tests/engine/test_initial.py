@@ -91,6 +91,21 @@ def test_weights_of_all_others_bring_back_the_published_eps(configs, live, tmp_p
     assert model.inverse_sigmoid_eps == cfg.model.inverse_sigmoid_eps == 1e-5
 
 
+@pytest.mark.parametrize("by_image", [True, False])
+def test_each_images_own_statistics_and_fixed_ones_do_not_mix(
+    by_image, configs, live, tmp_path: Path, capsys
+) -> None:
+    """Trained on one, evaluated on the other: refused; on the same: evaluated."""
+    own = ("model.pixel_mean=null", "model.pixel_std=null")
+    first, second = (own, ()) if by_image else ((), own)
+    checkpoint = write_form(live["refine"], tmp_path / "from", "own")
+    train(configs["refine"], checkpoint, tmp_path / "run", *first)
+    trained = tmp_path / "run/model_final.pth"
+    said = refuse(capsys, configs["refine"], trained, tmp_path / "no", "--eval-only", *second)
+    assert f"set model.pixel_mean and model.pixel_std {'to null' if by_image else 'to nu'}" in said
+    evaluate(configs["refine"], trained, tmp_path / "yes", *first)
+
+
 def test_heads_that_a_file_does_not_tell_are_the_models(configs, live, tmp_path: Path) -> None:
     """detrex's files do not tell the number of heads: 4 here, 8 in all that it published."""
     torch.save({"model": rename(live["refine"], "detrex")}, tmp_path / "m.pth")

@@ -15,8 +15,9 @@ from detrex_mammo.errors import UserError
 
 CONFIG = """
 from detectron2.config import LazyCall as L
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import build_detection_test_loader
 from detrex_mammo.config import get_config
+from detrex_mammo.data.loader import build_train_loader
 from detrex_mammo.engine.optimizer import param_groups
 from detrex_mammo.engine.schedule import MultiStepSchedule
 from tests.engine.tiny import TinyDetector, TinyEvaluator, TinyMapper, tiny_dataset
@@ -34,9 +35,9 @@ optimizer = L(torch.optim.AdamW)(
 )
 lr_multiplier = L(MultiStepSchedule)(milestones=[2])
 dataloader = dict(
-    train=L(build_detection_train_loader)(
+    train=L(build_train_loader)(
         dataset=L(tiny_dataset)(num_images=12), mapper=L(TinyMapper)(), total_batch_size=4,
-        aspect_ratio_grouping=False, num_workers=0,
+        num_workers=0,
     ),
     test=L(build_detection_test_loader)(
         dataset=L(tiny_dataset)(num_images=5), mapper=L(TinyMapper)(), num_workers=0,
@@ -65,19 +66,25 @@ def tiny_dataset(num_images: int) -> list[dict]:
 
 
 class TinyMapper:
-    """Makes the image from its number; number ``fail_at`` is a user's mistake."""
+    """Makes the image from its number; number ``fail_at`` is a user's mistake.
+
+    With ``noise`` it is augmented by random numbers of NumPy and of torch.
+    """
 
     preprocessing = {"window": "none"}
 
-    def __init__(self, fail_at: int = -1):
-        self.fail_at = fail_at
+    def __init__(self, fail_at: int = -1, noise: float = 0.0):
+        self.fail_at, self.noise = fail_at, noise
 
     def __call__(self, item: dict) -> dict:
         if item["image_id"] == self.fail_at:
             raise UserError(f"image {self.fail_at} cannot be used")
         rng = np.random.default_rng(item["image_id"])
         pixels = rng.normal(size=(3, item["height"], item["width"])).astype("float32")
-        return {**item, "image": torch.from_numpy(pixels), "truth": float(pixels.mean() * 3)}
+        image = torch.from_numpy(pixels)
+        if self.noise:
+            image = image + self.noise * (np.random.normal() + torch.randn(()))
+        return {**item, "image": image, "truth": float(pixels.mean() * 3)}
 
 
 class TinyDetector(nn.Module):
@@ -86,10 +93,12 @@ class TinyDetector(nn.Module):
     Args:
         width: channels.
         nan_at: training step at which the loss becomes NaN in the last process; -1 never.
+        dropout: of the channels.
     """
 
-    def __init__(self, width: int = 8, nan_at: int = -1):
+    def __init__(self, width: int = 8, nan_at: int = -1, dropout: float = 0.0):
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.backbone = nn.Conv2d(3, width, 3, padding=1)
         self.head = nn.Linear(width, 1)
         self.nan_at = nan_at
@@ -98,7 +107,7 @@ class TinyDetector(nn.Module):
     def forward(self, batch: list[dict]):
         device = self.head.weight.device
         features = [self.backbone(item["image"].to(device)).relu().mean((-1, -2)) for item in batch]
-        values = self.head(torch.stack(features))[:, 0]
+        values = self.head(self.dropout(torch.stack(features)))[:, 0]
         if not self.training:
             return [{"value": float(value)} for value in values]
         truth = torch.tensor([item["truth"] for item in batch], device=device)

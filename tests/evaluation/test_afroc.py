@@ -11,7 +11,7 @@ from detrex_mammo.evaluation.afroc import afroc_pairs, area_figures, lroc_pairs
 from detrex_mammo.evaluation.bootstrap import Bootstrap
 from detrex_mammo.evaluation.froc import FrocSettings, as_predictions, match_study
 from detrex_mammo.evaluation.froc_events import Part
-from detrex_mammo.evaluation.study import as_study
+from detrex_mammo.evaluation.study import as_study, read_study
 from tests.evaluation.random_study import (
     CATEGORIES,
     fast_data,
@@ -69,6 +69,21 @@ def test_highest_of_equal_marks_counts_by_its_share():
     """The positive image's two highest marks tie, one on the lesion: half of the LROC pair."""
     truth = {"a": {"boxes": [LESION]}, "x": {"boxes": []}}
     assert areas(truth, {"a": marks((LESION, 0.9), (FAR, 0.9))}) == (1, 0.5)
+
+
+def test_marks_on_boxes_that_do_not_count_are_left_out():
+    """The positive image has a lesion, hit at 0.5, and an ignored box, marked at 0.9; the negative
+    one a mark at 0.6: the lesion loses, 0 and 0. A third image with an ignored box only, marked
+    at 0.4, is in neither group: with it as a negative both areas would be 1/2."""
+    boxes = [(1, LESION, {}), (1, FAR, {"ignore": 1}), (3, FAR, {"ignore": 1})]
+    boxes = [
+        {"image_id": i, "category_id": 0, "bbox": [x, y, 10, 10], **more}
+        for i, (x, y, _, _), more in boxes
+    ]
+    images, categories = [{"id": 1}, {"id": 2}, {"id": 3}], [{"id": 0, "name": "mass"}]
+    study = read_study({"images": images, "annotations": boxes, "categories": categories})
+    found = {1: marks((LESION, 0.5), (FAR, 0.9)), 2: marks((FAR, 0.6)), 3: marks((FAR, 0.4))}
+    assert areas(study, found) == (0, 0)
 
 
 def test_undefined_without_negatives_or_lesions():

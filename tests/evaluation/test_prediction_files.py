@@ -193,7 +193,7 @@ def test_images_without_predictions_are_counted_and_said(tmp_path, caplog):
         ),
         max_size=12,
     ),
-    chunk=st.integers(400, 900),
+    chunk=st.integers(1000, 2000),  # twice the longest record, at least
     indent=st.sampled_from([None, 0, 3]),
 )
 def test_json_in_pieces_is_the_whole(tmp_path_factory, records, chunk, indent):

@@ -232,3 +232,30 @@ def test_integer_images_are_accepted():
     same = [{**i, "image": i["image"].float()} for i in whole]
     found, expected = detector(whole)[0]["instances"], detector(same)[0]["instances"]
     torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=0)
+
+
+def test_images_normalised_by_their_own_statistics():
+    """Mean 0 and deviation 1 of each image, whatever its exposure, beside any other in the batch.
+
+    Grey values 10 and 30 in equal parts: mean 20, deviation 10, so -1 and 1. Of one grey value, or
+    of noise below one grey value, nothing is made louder.
+    """
+    detector = perturb(tiny_detector(pixel_mean=None, pixel_std=None)).eval()
+    image = torch.tensor([10.0, 30.0]).repeat(3, 8, 4)
+    torch.testing.assert_close(detector.normalize(image), (image - 20) / 10, rtol=0, atol=1e-6)
+    assert (detector.normalize(torch.full((3, 8, 8), 77.7)).abs() < 1e-4).all()
+    faint = torch.tensor([5.0, 5.5]).repeat(3, 8, 4)
+    torch.testing.assert_close(detector.normalize(faint), faint - 5.25, rtol=0, atol=1e-6)
+    inputs = make_inputs()
+    darker = [{**i, "image": i["image"] * 0.5 + 20} for i in inputs]
+    for one, other in zip(detector(inputs), detector(darker)):
+        one, other = one["instances"].scores, other["instances"].scores
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    fixed = perturb(tiny_detector()).eval()
+    found, changed = (fixed(images)[0]["instances"].scores for images in (inputs, darker))
+    assert (found - changed).abs().max() > 1e-4  # with the data set's statistics they differ
+
+
+def test_one_of_two_statistics_is_refused():
+    with pytest.raises(UserError, match="model.pixel_mean is None and model.pixel_std .*null"):
+        tiny_detector(pixel_mean=None)

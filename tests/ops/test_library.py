@@ -32,10 +32,11 @@ def test_torchs_own_checks(name, arguments, dtype):
     operator = getattr(torch.ops.detrex_mammo, f"ms_deform_attn{name}").default
     value, *rest = arguments()
     value = value.detach().to(dtype).requires_grad_()
-    torch.library.opcheck(operator, (value, *rest))
+    assert set(torch.library.opcheck(operator, (value, *rest)).values()) == {"SUCCESS"}
     backward = getattr(torch.ops.detrex_mammo, f"ms_deform_attn{name}_backward").default
     tensors = [t.detach() if isinstance(t, torch.Tensor) else t for t in (value, *rest)]
-    torch.library.opcheck(backward, (torch.randn(2, 5, 48), *tensors))
+    done = torch.library.opcheck(backward, (torch.randn(2, 5, 48), *tensors))
+    assert set(done.values()) == {"SUCCESS"}
 
 
 class Attention(torch.nn.Module):

@@ -2,19 +2,21 @@
 """Mammograms with boxes in COCO JSON: 16-bit reading, breast crop, one side, negatives kept."""
 
 from detectron2.config import LazyCall as L
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import build_detection_test_loader
 from detectron2.data.transforms import RandomFlip
 from omegaconf import OmegaConf
 
 from detrex_mammo.data.augmentation import RandomIntensity, ResizeToFit
 from detrex_mammo.data.datasets import load_coco_json
+from detrex_mammo.data.loader import build_train_loader
 from detrex_mammo.data.mapper import MammographyMapper
 from detrex_mammo.data.preprocessing import Preprocessing
+from detrex_mammo.data.sampling import Sampling
 from detrex_mammo.evaluation.evaluators import DetectionEvaluators
 
 dataloader = OmegaConf.create()
 
-dataloader.train = L(build_detection_train_loader)(
+dataloader.train = L(build_train_loader)(
     dataset=L(load_coco_json)(name="mammography_train", json_file="", image_root=""),
     mapper=L(MammographyMapper)(
         is_train=True,
@@ -27,7 +29,21 @@ dataloader.train = L(build_detection_train_loader)(
         ],
         cache_dir="",  # a folder that tools/cache_data.py made: no DICOM is decoded twice
     ),
+    # How often each image is shown; as it stands, once in an epoch.
+    sampling=L(Sampling)(
+        hard_negatives="",  # predictions of an earlier model on these images
+        hard_negative_factor=4.0,
+        hard_negative_share=0.1,
+        class_balance=0.0,  # 0.5: LVIS's repeat factors
+        patient_balance=False,
+        dataset_weights=None,  # {name: weight}
+        negatives_per_positive=None,  # 1.0: as many images without boxes as with
+        natural_after_epochs=None,
+    ),
     total_batch_size=16,
+    token_budget=None,  # pixels of a padded batch of one process, in place of a number of images
+    max_padding=0.1,  # of such a batch
+    sort_window=256,  # images that are sorted by size before they are cut into batches
     num_workers=4,
 )
 

@@ -56,5 +56,8 @@ model = L(DeformableDETR)(
     inverse_sigmoid_eps=1e-5,  # weights that detrex trained need 1e-3, all others 1e-5
     topk=100,  # published; detrex keeps 300
     pixel_mean=[123.675, 116.28, 103.53],
-    pixel_std=[58.395, 57.12, 57.375],
+    pixel_std=[58.395, 57.12, 57.375],  # null for both: each image's own
+    tiles=None,  # L(Tiles)(height=..., width=...): detect in overlapping tiles
+    # L(TestTimeAugmentation)(flips=["none", "vertical"], scales=[1.0, 1.2]): detect in versions
+    test_time_augmentation=None,
 )

@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from detrex_mammo.checkpoint.architecture import settings_of
 from detrex_mammo.checkpoint.formats.backbones import COUNTERS, DETECTRON2, backbone_rules
@@ -14,7 +14,7 @@ from detrex_mammo.checkpoint.key_table import Dropped, Entry
 from detrex_mammo.config import load_config_text
 
 NAME = "detrex_mammo"
-MARKER = r"backbone\.stem\.conv1\.weight"
+MARKER = r"backbone\.(stem\.conv1\.weight|body\..+)"  # detectron2's ResNet, or timm's network
 
 
 def table(num_features: int, num_extra: int) -> list[Entry]:
@@ -26,6 +26,15 @@ def table(num_features: int, num_extra: int) -> list[Entry]:
         *transformer(),
         *heads(),
     ]
+
+
+def normalises_by_image(content: Mapping[str, Any]) -> bool | None:
+    """Whether images were normalised by their own statistics; None if the file does not tell."""
+    if not isinstance(content.get("config"), str):
+        return None
+    model = load_config_text(content["config"], "the checkpoint's config").get("model")
+    known = isinstance(model, DictConfig) and "pixel_mean" in model
+    return model.pixel_mean is None if known else None
 
 
 def settings(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

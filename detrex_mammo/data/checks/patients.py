@@ -115,13 +115,14 @@ def _check_ddsm(ddsm_sides: dict[str, set[str]], findings: Findings) -> None:
 
 
 def _check_files(tables, findings, repairs) -> None:
-    """One file in two JSON files; without its folder a name only tells within a data set."""
+    """One file in two JSON files; without its folder a name only tells within a data set.
+
+    Two frames of a file are two images of one breast, so they belong on one side, too.
+    """
     sides: dict[tuple, set[str]] = defaultdict(set)
     keys = []
     for table in tables:
-        keys.append(
-            [(i.dataset, str(table.path.parent), i.file_name, i.frame) for i in table.images]
-        )
+        keys.append([(i.dataset, str(table.path.parent), i.file_name) for i in table.images])
         for key, image in zip(keys[-1], table.images):
             sides[key].add(side_of(table.path, image))
     leaking = {key: found for key, found in sides.items() if len(found) > 1 and key[2]}

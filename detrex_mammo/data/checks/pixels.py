@@ -3,6 +3,7 @@
 
 import multiprocessing
 import os
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +15,14 @@ from detrex_mammo.data.checks.findings import Findings, Repairs
 from detrex_mammo.data.checks.patients import keeper, patient_key, side_of
 from detrex_mammo.data.checks.picture import Picture, describe_picture
 from detrex_mammo.data.checks.similar import near_identical
-from detrex_mammo.data.checks.structure import leads_out
+from detrex_mammo.data.checks.structure import is_frame, leads_out
 from detrex_mammo.data.coco_table import CocoTable
 
 MISSING, UNREADABLE = "files that do not exist", "files that cannot be read"
+NO_FRAME = "frames that their file does not have, or that a file of several needs"
 WRONG_SIZE = "images whose pixels have another size than the JSON says"
+# What readers say of a frame.
+_FRAME_SENTENCE = re.compile(r"^frame is |has \d+ frames: choose one")
 
 
 class _Use(NamedTuple):
@@ -51,7 +55,7 @@ def check_pixels(
     uses: dict[tuple[str, str | None], list[_Use]] = defaultdict(list)
     for number, (table, root) in enumerate(zip(tables, roots)):
         for row, image in enumerate(table.images):
-            if image.file_name is None or leads_out(image.file_name):
+            if image.file_name is None or leads_out(image.file_name) or not is_frame(image.frame):
                 continue
             job = (os.path.normpath(root / image.file_name), image.frame)
             uses[job].append(_Use(number, row, side_of(table.path, image), patient_key(image)))
@@ -65,7 +69,8 @@ def check_pixels(
     results = tqdm(_map(jobs, workers), "pictures", len(jobs), disable=not progress, leave=False)
     for job, found in zip(jobs, results):
         if isinstance(found, str):
-            _leave_out(findings, repairs, UNREADABLE, found, uses[job])
+            what = NO_FRAME if _FRAME_SENTENCE.search(found) else UNREADABLE
+            _leave_out(findings, repairs, what, found, uses[job])
             continue
         _check_size(found, job, uses[job], tables, findings, repairs)
         pictures.append(found)
@@ -104,6 +109,8 @@ def _check_identical(pictures, names, uses, findings, repairs) -> None:
     for number, picture in enumerate(pictures):
         by_hash[picture.sha256].append(number)
     for numbers in by_hash.values():
+        # Empty frames of one volume are the same, and say nothing.
+        numbers = list({names[number][0]: number for number in reversed(numbers)}.values())[::-1]
         users = [use for number in numbers for use in uses[names[number]]]
         if len(users) > 1:
             told = " = ".join(_name(names[number]) for number in numbers[:3])
@@ -112,7 +119,8 @@ def _check_identical(pictures, names, uses, findings, repairs) -> None:
 
 def _check_near(pictures: list[Picture], names, uses, findings, repairs, progress: bool) -> None:
     for first, second, correlation in near_identical(pictures, progress):
-        if pictures[first].sha256 == pictures[second].sha256:
+        is_one_volume = names[first][0] == names[second][0]  # neighbours look alike
+        if is_one_volume or pictures[first].sha256 == pictures[second].sha256:
             continue
         users = [*uses[names[first]], *uses[names[second]]]
         told = f"{_name(names[first])} ~ {_name(names[second])} ({correlation:.3f})"

@@ -31,6 +31,11 @@ def leads_out(file_name: str) -> bool:
     return os.path.isabs(inside) or inside.split("/")[0] == ".." or "\0" in file_name
 
 
+def is_frame(frame: str | None) -> bool:
+    """Whether a frame is a whole number from 0, or not given."""
+    return frame is None or (frame.isascii() and frame.isdecimal())
+
+
 def _check_images(table: CocoTable, findings: Findings, repairs: Repairs) -> None:
     rows_of_id, row_of_file = defaultdict(list), {}
     for row, image in enumerate(table.images):
@@ -40,7 +45,8 @@ def _check_images(table: CocoTable, findings: Findings, repairs: Repairs) -> Non
             repairs.images[row] = why
             continue
         rows_of_id[image.id].append(row)
-        first = row_of_file.setdefault((os.path.normpath(image.file_name), image.frame), row)
+        picture = (os.path.normpath(image.file_name), int(image.frame or 0))
+        first = row_of_file.setdefault(picture, row)
         if first != row and table.images[first].id != image.id:
             why = "files that two images of a JSON name"
             findings.add("error", why, image.file_name)
@@ -65,6 +71,8 @@ def _fault(image: ImageRow) -> str | None:
         return "images without id or file_name"
     if image.height is None or image.width is None:
         return "images whose height and width are no positive whole numbers"
+    if not is_frame(image.frame):
+        return "frames that are no whole number from 0"
     if leads_out(image.file_name):
         return "file names that lead out of the dataset's folder"
     return None

@@ -63,31 +63,27 @@ class CocoDataset(Dataset):
 def convert(
     root: Path,
     out: Path,
-    name: str = "",
     classes: list[str] | None = None,
-    file_pattern: str = "",
-    allow_for_processing: bool = False,
     json: list[str] | None = None,
     images_folder: list[str] | None = None,
     no_image_files: bool = False,
+    **common: Any,
 ) -> Dataset:
     """Read COCO JSON files into one dataset.
 
     Args:
         root: folder of the files and the images.
         out: where the dataset will be written; nothing is written here.
-        name: of the dataset; an image that says its own ``dataset`` keeps it.
         classes: names in the order of their ids; the files' order, if None.
-        file_pattern: see :class:`Source`.
-        allow_for_processing: take raw DICOM images, too.
         json: the files. If each is named after a split, it is its images' split.
         images_folder: that ``file_name`` is relative to, relative to root.
         no_image_files: trust the JSON's sizes and do not look at the images.
+        **common: see :class:`Source`; an image that says its own ``dataset`` keeps it.
 
     Raises:
         UserError: there is no such file, or it is not COCO JSON.
     """
-    source = Source(root, name, classes, file_pattern, allow_for_processing)
+    source = Source(root, classes=classes, **common)
     paths = _find_files(source.root, json)
     folders = images_folder or ["."]
     paths, contents = _read_all(source, paths, is_named=bool(json))
@@ -109,7 +105,7 @@ def convert(
     for path, content, folder, split in zip(paths, contents, folders, splits):
         given = split.group(1).lower() if all(splits) else ""
         _File(source, path.name, folder, given, no_image_files).add(content)
-    return source.dataset
+    return source.finish()
 
 
 def _find_files(root: Path, given: list[str] | None) -> list[Path]:
@@ -274,15 +270,18 @@ class _File:
         )
         if not is_whole:
             needed = "an image_id, a category_id and a bbox of four numbers"
-            self._refuse("annotations", entry, ("image_id", "category_id", "bbox"), needed, where)
+            keys = ("image_id", "category_id", "bbox")
+            self._refuse("annotations", entry, keys, needed, where, self._image_of(entry))
             return
-        for key, known in (("image_id", self.images), ("category_id", self.categories)):
-            if entry[key] not in known:
-                self.source.drop(f"annotations of a {key} that is not listed", where)
-                return
+        if entry["image_id"] not in self.images:
+            self.source.drop("annotations of an image_id that is not listed", where)
+            return
         image = self.images[entry["image_id"]]
         if image is None:
             self.source.drop("annotations of images that were dropped", where)
+            return
+        if entry["category_id"] not in self.categories:
+            self.source.damage(image, "annotations of a category_id that is not listed", where)
             return
         if entry.get("bbox") is None:
             self.source.fix("boxes taken from a polygon", where)
@@ -305,14 +304,31 @@ class _File:
         category = self.categories[entry["category_id"]]
         self.source.add_box(image, box, category, more, given or kind)
 
-    def _refuse(self, kind: str, entry: Any, keys: tuple[str, ...], needed: str, where: str):
+    def _image_of(self, entry: Any) -> dict[str, Any] | None:
+        """The image that a damaged annotation names; None if it cannot be told."""
+        image_id = entry.get("image_id") if isinstance(entry, dict) else None
+        return self.images.get(image_id) if _is_id(image_id) else None
+
+    def _refuse(
+        self,
+        kind: str,
+        entry: Any,
+        keys: tuple[str, ...],
+        needed: str,
+        where: str,
+        image: dict[str, Any] | None = None,
+    ) -> None:
         """Drop an entry, with the name of the key whose number is text, if one is."""
+        reason = f"{kind} without {needed}"
         for key in keys if isinstance(entry, dict) else ():
             value = entry.get(key)
             if any(map(_is_text_number, value if isinstance(value, list) else [value])):
-                self.source.drop(f"{kind} whose {key} is text instead of a number", where)
-                return
-        self.source.drop(f"{kind} without {needed}", where)
+                reason = f"{kind} whose {key} is text instead of a number"
+                break
+        if image is None:
+            self.source.drop(reason, where)
+        else:
+            self.source.damage(image, reason, where)
 
 
 def _bounds(segmentation: Any) -> list[float] | None:

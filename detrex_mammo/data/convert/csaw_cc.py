@@ -12,8 +12,6 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from tqdm import tqdm
-
 from detrex_mammo.data.convert import masks, tables
 from detrex_mammo.data.convert.dataset import Dataset
 from detrex_mammo.data.convert.headers import BadImage, add_file, add_raw_argument
@@ -55,11 +53,10 @@ def convert(
     """
     table = tables.find(root, ["**/CSAW-CC*.csv", "**/anon_dataset*.csv"], "table of CSAW-CC")[0]
     dataset = Dataset("csaw-cc", ["cancer"])
-    rows = list(tables.read_rows(table, _COLUMNS, dataset.report))
     files = (p for p in sorted(root.rglob("*")) if p.suffix.lower() in _SUFFIXES)
     images, found = _images_and_masks(files)
     seen = set()
-    for where, cells in tqdm(rows, desc="CSAW-CC", unit="image", disable=None):
+    for where, cells in tables.read_rows(table, _COLUMNS, dataset.report, title="CSAW-CC"):
         stem = Path(cells["anon_filename"].replace("\\", "/")).stem
         mask = found.pop(stem, None)
         reason = "images of two rows" if stem in seen else None

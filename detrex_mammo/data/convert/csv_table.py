@@ -6,17 +6,15 @@ Coordinates are edges in pixels from the image's top left. A row without a box, 
 """
 
 import argparse
-import csv
-import io
 import math
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from detrex_mammo.data.convert.dataset import IMAGE_KEYS, SOURCES, Dataset
 from detrex_mammo.data.convert.source import Source, add_common_arguments, normalized
+from detrex_mammo.data.convert.tables import delimiter_of, read_cells
 from detrex_mammo.errors import UserError
 
 _POSITIONS = ("file", "xmin", "ymin", "xmax", "ymax", "label", "patient_id")
@@ -41,36 +39,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def convert(
-    root: Path,
-    out: Path,
-    name: str = "",
-    classes: list[str] | None = None,
-    file_pattern: str = "",
-    allow_for_processing: bool = False,
-    table: str | None = None,
-) -> Dataset:
-    """Read a table and the images that it names.
+def convert(root: Path, out: Path, table: str | None = None, **common: Any) -> Dataset:
+    """Read a table and the images that it names, row by row.
 
     Args:
         root: folder that the files in the table are relative to.
         out: where the dataset will be written; nothing is written here.
-        name: of the dataset.
-        classes: names in the order of their ids; as they come, if None.
-        file_pattern: see :class:`Source`.
-        allow_for_processing: take raw DICOM images, too.
         table: the CSV file; separated by comma, semicolon or tab.
+        **common: see :class:`Source`.
 
     Raises:
         UserError: there is no such table, or it lacks a column.
     """
-    source = Source(root, name, classes, file_pattern, allow_for_processing)
+    source = Source(root, **common)
     path = _find_table(source, table)
     refused: set[str] = set()  # images that are reported once and not tried again
-    rows = _read_rows(source, path)
-    for where, row in tqdm(rows, desc=path.name, unit="row", disable=None):
-        _add_row(source, where, row, refused)
-    return source.dataset
+    for where, row, fault in _read_rows(source, path):
+        _add_row(source, where, row, fault, refused)
+    return source.finish()
 
 
 def _find_table(source: Source, table: str | None) -> Path:
@@ -89,39 +75,18 @@ def _find_table(source: Source, table: str | None) -> Path:
     return found[0]
 
 
-def _read_rows(source: Source, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """Rows as {column: text} with where they stand; damaged ones are reported."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--table {str(path)!r} cannot be read as UTF-8 text ({error})") from error
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
-    )
-    columns: list[str] = []
-    while True:
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            source.drop(f"rows that are no CSV: {error}", f"{path.name}:{reader.line_num}")
-            continue
-        cells = [cell.strip() for cell in cells]
-        where = f"{path.name}:{reader.line_num}"
-        if not columns:
-            columns, is_header = _columns(source, cells, path)
-            if is_header:
-                continue
-        if not any(cells):
-            continue
-        if len(cells) > len(columns) and any(cells[len(columns) :]):
-            source.drop("rows with more cells than columns", where)
-            continue
+def _read_rows(source: Source, path: Path) -> Iterator[tuple[str, dict[str, str], str]]:
+    """Where a row stands, its {column: text}, and what is wrong with it as a whole, or ""."""
+    delimiter = delimiter_of(path)
+    report = source.dataset.report
+    rows = read_cells(path, report, delimiter, is_strict=True, title=path.name)
+    first = next(rows, ("", []))
+    columns, is_header = _columns(source, first[1], path)
+    for where, cells in rows if is_header else chain([first], rows):
+        fault = "rows with more cells than columns" if any(cells[len(columns) :]) else ""
         if delimiter == ";":
             cells = [_with_point(cell) for cell in cells]
-        yield where, dict(zip(columns, cells))
+        yield where, dict(zip(columns, cells)), fault
 
 
 def _columns(source: Source, cells: list[str], path: Path) -> tuple[list[str], bool]:
@@ -163,37 +128,40 @@ def _numbers(cells: list[str]) -> list[float] | None:
         return None
 
 
-def _add_row(source: Source, where: str, row: dict[str, str], refused: set[str]) -> None:
-    corners = [row.get(key, "") for key in _CORNERS]
-    label = row.get("label", "")
-    box = _numbers(corners)
-    if box is None and any(corners):
-        source.drop("rows without four numbers", where)
-        return
-    if box is None and label.lower() not in _NO_FINDING:
-        source.drop("rows with a label but no box; no negatives", f"{where}: {label}")
-        return
-    if box is not None and not label:
-        source.drop("boxes without a label", where)
-        return
+def _add_row(
+    source: Source, where: str, row: dict[str, str], fault: str, refused: set[str]
+) -> None:
+    box = _numbers([row.get(key, "") for key in _CORNERS])
+    fault = fault or _fault(row, box)
     name = row.get("file", "")
     if name in refused:
         return
     relative = source.find_image(name, where)
     image = relative and source.images.get(relative)
-    record = _image_record(row)
+    record = {} if fault else _image_record(row)
     if image:
         source.merge(image, record, where)
     elif relative is not None:
-        image = source.add_image(relative, record, _declared(row))
+        image = source.add_image(relative, record, None if fault else _declared(row))
     if not image:
         refused.add(name)
-        return
-    if box is not None:
+    elif fault:
+        source.damage(image, fault, where)
+    elif box is not None:
         x1, y1, x2, y2 = box
         more = _box_record(source, row, where)
         origin = more.pop("source", "box")
-        source.add_box(image, (x1, y1, x2 - x1, y2 - y1), label, more, origin)
+        source.add_box(image, (x1, y1, x2 - x1, y2 - y1), row["label"], more, origin)
+
+
+def _fault(row: dict[str, str], box: list[float] | None) -> str:
+    """Why a row is neither a box nor a negative; "" if it is one."""
+    label = row.get("label", "")
+    if box is None and any(row.get(key) for key in _CORNERS):
+        return "rows without four numbers"
+    if box is None and label.lower() not in _NO_FINDING:
+        return "rows with a label but no box; no negatives"
+    return "boxes without a label" if box is not None and not label else ""
 
 
 def _declared(row: dict[str, str]) -> tuple[float, float] | None:

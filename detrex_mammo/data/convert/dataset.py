@@ -9,13 +9,13 @@ import math
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
-from detrex_mammo.data.dataset_folder import write_json
+from detrex_mammo.data.json_stream import EntryWriter
 from detrex_mammo.errors import UserError
 
 SOURCES = ("mask", "polygon", "box", "circle", "ellipse", "point")
@@ -58,6 +58,12 @@ class Report:
         if example and len(examples) < _MOST_EXAMPLES:
             examples.append(example)
 
+    def move(self, what: str, reason: str, example: str) -> None:
+        """Count one thing that was kept as dropped."""
+        self.counts["kept"][what] -= 1
+        self.counts["kept"] += Counter()  # without those that are 0
+        self.add("dropped", reason, example)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a file beside the dataset."""
         return {
@@ -76,6 +82,20 @@ class Report:
             for reason, count in counts.most_common()
         ]
         return tabulate(rows, headers=("", "number", "what, or why", "for example"))
+
+
+def write_coco(path: Path, content: dict[str, Iterable[Any]]) -> None:
+    """Write COCO JSON entry by entry, whole or not at all: its text is never in memory.
+
+    Args:
+        path: of the file.
+        content: as :meth:`Dataset.to_coco` gives it; its lists may be iterators.
+    """
+    with EntryWriter(path) as writer:
+        for key, values in content.items():
+            is_list = key in ("images", "annotations", "categories")
+            for value in values if is_list else [values]:
+                writer.add(key, json.dumps(value), is_list)
 
 
 class Dataset:
@@ -176,6 +196,28 @@ class Dataset:
         self.report.add("kept", "boxes")
         return annotation
 
+    def remove_images(self, ids: Collection[int], why: str) -> None:
+        """Take images and their boxes out again; the others get new ids, in the same order.
+
+        Args:
+            ids: of the images.
+            why: "with a damaged label", ...: the report's words behind "images".
+        """
+        file_of = {image["id"]: image["file_name"] for image in self.images if image["id"] in ids}
+        for file_name in file_of.values():
+            self.report.move("images", f"images {why}", file_name)
+        for annotation in self.annotations:
+            if annotation["image_id"] in file_of:
+                file_name = file_of[annotation["image_id"]]
+                self.report.move("boxes", f"boxes of images {why}", file_name)
+        self.images[:] = [i for i in self.images if i["id"] not in file_of]
+        self.annotations[:] = [a for a in self.annotations if a["image_id"] not in file_of]
+        new = {image["id"]: index for index, image in enumerate(self.images, 1)}
+        for image in self.images:
+            image["id"] = new[image["id"]]
+        for index, annotation in enumerate(self.annotations, 1):
+            annotation.update(id=index, image_id=new[annotation["image_id"]])
+
     def to_coco(self) -> dict[str, Any]:
         """COCO JSON; the extra keys stand beside COCO's own."""
         categories = [{"id": index, "name": name} for name, index in self._categories.items()]
@@ -197,11 +239,11 @@ class Dataset:
         files = []
         folder.mkdir(parents=True, exist_ok=True)
         for split in splits or [None]:
-            images = [i for i in self.images if split is None or i.get("split") == split]
-            ids = {image["id"] for image in images}
-            boxes = [a for a in self.annotations if a["image_id"] in ids]
+            ids = {i["id"] for i in self.images if split is None or i.get("split") == split}
             files.append(folder / f"{split or 'annotations'}.json")
-            write_json(files[-1], {**content, "images": images, "annotations": boxes})
+            images = (image for image in self.images if image["id"] in ids)
+            boxes = (a for a in self.annotations if a["image_id"] in ids)
+            write_coco(files[-1], {**content, "images": images, "annotations": boxes})
         without = [image for image in self.images if splits and not image.get("split")]
         for image in without:
             self.report.add("dropped", "images without a split", image["file_name"])

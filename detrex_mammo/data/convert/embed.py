@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from detrex_mammo.data.convert import tables
 from detrex_mammo.data.convert.dataset import Dataset
 from detrex_mammo.data.convert.headers import add_file, add_raw_argument
@@ -58,10 +56,11 @@ def convert(
     dataset = Dataset("embed", ["lesion"])
     findings: dict[str, list[dict[str, str]]] = defaultdict(list)
     for _, cells in tables.read_rows(clinical[0], _FINDING_COLUMNS, dataset.report):
-        findings[_accession(cells)].append(cells)
-    rows = list(tables.read_rows(metadata[0], _IMAGE_COLUMNS, dataset.report))
+        # of its hundred columns
+        findings[_accession(cells)].append({name: cells[name] for name in _FINDING_COLUMNS})
+    rows = tables.read_rows(metadata[0], _IMAGE_COLUMNS, dataset.report, title="EMBED")
     seen: set[str] = set()
-    for where, cells in tqdm(rows, desc="EMBED", unit="image", disable=None):
+    for where, cells in rows:
         side = tables.side(cells["imagelateralityfinal"])
         joined = [f for f in findings[_accession(cells)] if f["side"].upper() in ("B", "", side)]
         boxes = _boxes(cells)

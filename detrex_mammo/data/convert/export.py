@@ -125,8 +125,14 @@ class Export:
         return bool(box.get("iscrowd") or box.get("ignore"))
 
 
-def to_yolo(export: Export) -> Report:
-    """``data.yaml``, ``images/SPLIT/`` and ``labels/SPLIT/``; crowd and ignore are left out."""
+def to_yolo(export: Export, segments: bool = False) -> Report:
+    """``data.yaml``, ``images/SPLIT/`` and ``labels/SPLIT/``; crowd and ignore are left out.
+
+    Args:
+        export: the dataset.
+        segments: every row is a polygon, for segmentation; a box without an outline is its four
+            corners, because readers take all rows of a file for the same kind.
+    """
     numbers = {name: number for number, name in enumerate(export.classes.values())}
     splits = {image.get("split") or "train" for image in export.dataset.images}
     others = sorted(splits - set(SPLITS))
@@ -139,8 +145,12 @@ def to_yolo(export: Export) -> Report:
             if export.is_ignored(box):
                 export.report.add("dropped", "crowd and ignore boxes, unknown to YOLO", entry.name)
                 continue
-            x, y, w, h = box["bbox"]
-            values = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
+            if segments:
+                points = _outline(export, entry, box)
+                values = [value for x, y in points for value in (x / width, y / height)]
+            else:
+                x, y, w, h = box["bbox"]
+                values = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
             lines.append(" ".join([str(numbers[name]), *map(_text, values)]))
             export.report.add("kept", "boxes")
         export.write_text(f"labels/{entry.split}/{entry.stem}.txt", lines)
@@ -150,6 +160,33 @@ def to_yolo(export: Export) -> Report:
     text = yaml.safe_dump({**content, "names": names}, allow_unicode=True, sort_keys=False)
     (export.out / "data.yaml").write_text(text, encoding="utf-8")
     return export.report
+
+
+def _outline(export: Export, entry: Entry, box: _Box) -> list[tuple[float, float]]:
+    """Points of a lesion's polygon, cut at its box; the box's corners if it has none."""
+    x, y, w, h = box["bbox"]
+    segmentation = box.get("segmentation")
+    parts = segmentation if isinstance(segmentation, list) else []
+    polygons = [part for part in parts if _is_polygon(part)]
+    if len(polygons) > 1:
+        export.report.add("fixed", "outlines of several parts, joined to one", entry.name)
+    points = [
+        (min(max(px, x), x + w), min(max(py, y), y + h))
+        for part in polygons
+        for px, py in zip(part[0::2], part[1::2])
+    ]
+    xs, ys = ([point[axis] for point in points] for axis in (0, 1))
+    if points and min(xs) < max(xs) and min(ys) < max(ys):
+        return points
+    if segmentation:
+        export.report.add("fixed", "outlines that are no polygon, now their box", entry.name)
+    return [(x, y), (x + w, y), (x + w, y + h), (x, y + h)]
+
+
+def _is_polygon(part: Any) -> bool:
+    """Three points or more, as COCO has them."""
+    is_list = isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0
+    return is_list and all(isinstance(v, int | float) and math.isfinite(v) for v in part)
 
 
 def to_kitti(export: Export) -> Report:

@@ -52,10 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def convert(
     root: Path,
     out: Path,
-    name: str = "",
     classes: list[str] | None = None,
-    file_pattern: str = "",
-    allow_for_processing: bool = False,
     without_labels: str = "drop",
     sequences: str | None = None,
     mapping: Path | None = None,
@@ -66,16 +63,14 @@ def convert(
     val_share: float = 0.2,
     seed: int = 42,
     shards: int = 0,
+    **common: Any,
 ) -> Dataset:
     """Read KITTI sequences.
 
     Args:
         root: folder that the sequences lie in, or one sequence.
         out: where the dataset will be written; only shards are written here.
-        name: of the dataset.
         classes: names in the order of their ids; the mapping's order, or as they come, if None.
-        file_pattern: see :class:`Source`.
-        allow_for_processing: take raw DICOM images, too.
         without_labels: "drop" an image without a label file, or take it as "negative".
         sequences: list of sequences, relative to root.
         mapping: from types to classes. The type as written counts, then without its capitals;
@@ -87,6 +82,7 @@ def convert(
         val_share: of the images, for a split.
         seed: of the split.
         shards: number of files for each split beside the whole; 0 for none.
+        **common: see :class:`Source`.
 
     Raises:
         UserError: root holds no sequence, or an option is wrong.
@@ -94,15 +90,16 @@ def convert(
     table = _read_mapping(mapping)
     if classes is None and table:
         classes = list(dict.fromkeys(target for target in table.values() if target))
-    source = Source(root, name, classes, file_pattern, allow_for_processing)
+    source = Source(root, classes=classes, **common)
     reader = _LabelReader(source, table, columns, without_labels == "negative")
     folders = (images_folder, labels_folder)
     sequence_of = _add_sequences(reader, sequences, folders, has_splits=split == "none")
+    dataset = source.finish()
     if split != "none":
-        _split(source.dataset, sequence_of, split, val_share, seed)
+        _split(dataset, sequence_of, split, val_share, seed)
     if shards:
-        write_shards(source.dataset, Path(out) / "shards", shards)
-    return source.dataset
+        write_shards(dataset, Path(out) / "shards", shards)
+    return dataset
 
 
 def _add_sequences(
@@ -215,7 +212,8 @@ class _LabelReader:
     def _add_line(self, image: dict[str, Any], line: str, where: str) -> None:
         parsed = self._parse(line)
         if parsed is None:
-            self.source.drop("label lines without 15 or 16 columns of numbers", where)
+            reason = "label lines without 15 or 16 columns of numbers"
+            self.source.damage(image, reason, where)
             return
         kind, values = parsed
         if kind not in self.table and kind.lower() == "dontcare":

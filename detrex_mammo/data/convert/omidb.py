@@ -32,6 +32,7 @@ CLASSES = {
     "focal_asymmetry": "asymmetry",
 }
 _OTHER = "other"
+CATEGORIES = (*dict.fromkeys(CLASSES.values()), _OTHER)
 _FEATURES = (*CLASSES, "dystrophic_calcification", "fat_necrosis", "milk_of_calcium")
 _FEATURES += ("other_benign_cluster", "plasma_cell_mastitis", "benign_skin_feature")
 _FEATURES += ("suture_calcification", "vascular_feature")
@@ -66,7 +67,7 @@ def convert(
         ) from error
     tables.find(root, ["data/*/imagedb_*.json", "data/*/IMAGEDB_*.json"], "client of OMI-DB")
     logger.disable("omidb")  # it logs what it leaves out; the report counts that
-    dataset = Dataset("omi-db", [*dict.fromkeys(CLASSES.values()), _OTHER])
+    dataset = Dataset("omi-db", CATEGORIES)
     for name in tqdm(sorted(DB(root / "data").clients), "OMI-DB", unit="client", disable=None):
         clients = list(DB(root / "data", root / "images", clients=[name]))
         marks_in_file = _marks_in_file(root / "data" / name)
@@ -130,6 +131,9 @@ def _add_image(
         reason = "images without marks of clients that are not normal"
         dataset.report.add("dropped", reason, found["id"])
         return
+    if name is None or not name.startswith(f"images/{found['client']}/"):
+        dataset.report.add("dropped", "images whose path leads out of the folder", found["id"])
+        name = None
     known = {"patient_id": found["client"], "study_id": found["study"]}
     image = add_file(dataset, root, name, allow_for_processing, **known) if name else None
     for mark in marks:

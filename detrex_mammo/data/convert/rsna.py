@@ -9,8 +9,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from detrex_mammo.data.convert import tables
 from detrex_mammo.data.convert.dataset import Dataset
 from detrex_mammo.data.convert.headers import add_file, add_raw_argument
@@ -55,9 +53,8 @@ def convert(
     """
     table = tables.find(root, ["train.csv"], "table of RSNA 2023")[0]
     dataset = Dataset("rsna", classes)
-    rows = list(tables.read_rows(table, _COLUMNS, dataset.report))
     seen = set()
-    for where, cells in tqdm(rows, desc="RSNA", unit="image", disable=None):
+    for where, cells in tables.read_rows(table, _COLUMNS, dataset.report, title="RSNA"):
         reason = _reason_against(cells, negatives)
         stem = tables.inside(f"train_images/{cells['patient_id']}/{cells['image_id']}")
         if stem is None or not stem.startswith("train_images/"):

@@ -3,8 +3,7 @@
 
 from pathlib import Path
 
-from detrex_mammo.data.convert.dataset import Dataset
-from detrex_mammo.data.dataset_folder import write_json
+from detrex_mammo.data.convert.dataset import Dataset, write_coco
 from detrex_mammo.errors import UserError
 
 
@@ -39,6 +38,6 @@ def write_shards(dataset: Dataset, folder: Path, count: int) -> list[Path]:
             part = images[index * len(images) // total : (index + 1) * len(images) // total]
             prefix = f"{split}-" if split else ""
             files.append(folder / f"{prefix}shard-{index:05d}-of-{total:05d}.json")
-            annotations = [a for image in part for a in boxes[image["id"]]]
-            write_json(files[-1], {**content, "images": part, "annotations": annotations})
+            annotations = (a for image in part for a in boxes[image["id"]])
+            write_coco(files[-1], {**content, "images": part, "annotations": annotations})
     return files

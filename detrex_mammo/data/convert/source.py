@@ -17,6 +17,7 @@ from detrex_mammo.data.image_io import DICOM_SUFFIXES, PICTURE_SUFFIXES, is_dico
 from detrex_mammo.errors import UserError
 
 SPLITS = ("train", "val", "test")
+DAMAGED_LABELS = ("drop", "keep")
 _SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val"}
 _SPLIT_NAMES |= {"validation": "val", "test": "test", "testing": "test"}
 _SPLIT = re.compile(r"[\w-]{1,64}")
@@ -29,7 +30,7 @@ _LABEL_FOLDERS = {
 
 
 def add_common_arguments(parser: argparse.ArgumentParser, without_labels: str = "") -> None:
-    """Options of every common format.
+    """Options of every common format, as :class:`Source` takes them.
 
     Args:
         parser: of the sub-command.
@@ -45,6 +46,13 @@ def add_common_arguments(parser: argparse.ArgumentParser, without_labels: str = 
     )
     parser.add_argument(
         "--classes", nargs="+", help="names in the order of their ids; boxes of others are dropped"
+    )
+    parser.add_argument(
+        "--damaged-labels",
+        choices=DAMAGED_LABELS,
+        default=DAMAGED_LABELS[0],
+        help="what becomes of an image one of whose labels cannot be read: it would teach that "
+        "there is nothing; kept ones are marked damaged_label",
     )
     add_raw_argument(parser)
     if without_labels:
@@ -62,9 +70,10 @@ class Source:
     Args:
         root: every image and label lies below it.
         name: of the dataset; the folder's if "".
-        categories: see :class:`Dataset`.
+        classes: names in the order of their ids; as they come, if None.
         file_pattern: its named groups, found in a file name, become keys of the record.
         allow_for_processing: take raw DICOM images, too.
+        damaged_labels: "drop" an image with a label that cannot be read, or "keep" it, marked.
 
     Raises:
         UserError: root is no folder, or the pattern is wrong.
@@ -74,18 +83,23 @@ class Source:
         self,
         root: Path,
         name: str = "",
-        categories: Sequence[str] | None = None,
+        classes: Sequence[str] | None = None,
         file_pattern: str = "",
         allow_for_processing: bool = False,
+        damaged_labels: str = DAMAGED_LABELS[0],
     ):
         self.root = Path(root)
         if not self.root.is_dir():
             raise UserError(f"--root {str(root)!r} is no folder: give the dataset's folder")
-        self.dataset = Dataset(name or self.root.resolve().name, categories)
+        assert damaged_labels in DAMAGED_LABELS, damaged_labels
+        self._resolved = self.root.resolve()
+        self.dataset = Dataset(name or self._resolved.name, classes)
         self.images: dict[str, dict[str, Any]] = {}
         self._pattern = _compile(file_pattern)
         self._allow_for_processing = allow_for_processing
-        self._categories = None if categories is None else set(categories)
+        self._classes = None if classes is None else set(classes)
+        self._drops_damaged = damaged_labels == "drop"
+        self._damaged: dict[str, None] = {}
 
     def drop(self, reason: str, example: str) -> None:
         """Report a loss."""
@@ -102,7 +116,7 @@ class Source:
             name: as written there, with / or \\; absolute only if it lies in the root.
             example: where it is written.
         """
-        root = self.root.resolve().as_posix() + "/"
+        root = self._resolved.as_posix() + "/"
         relative = inside(name.strip().replace("\\", "/").removeprefix(root))
         if relative is None:
             self.drop("paths that are empty or lead out of the folder", f"{example}: {name}"[:200])
@@ -214,7 +228,7 @@ class Source:
         record: Mapping[str, Any] | None = None,
         source: str = "box",
     ) -> dict[str, Any] | None:
-        """Add a box; a class that is not among those chosen is dropped and reported.
+        """Add a box; a class that was not chosen is dropped, one without area damages its image.
 
         Args:
             image: from :meth:`add_image`.
@@ -223,13 +237,35 @@ class Source:
             record: further keys of the annotation; None and "" are left out.
             source: see :meth:`Dataset.add_box`.
         """
-        if self._categories is not None and category not in self._categories:
+        if self._classes is not None and category not in self._classes:
             self.drop("boxes of a class that was not chosen", f"{image['file_name']}: {category}")
             return None
         annotation = self.dataset.add_box(image, box, category, source)
-        if annotation is not None and record:
+        if annotation is None:
+            self._damaged[image["file_name"]] = None
+        elif record:
             annotation.update({k: v for k, v in record.items() if _is_set(v)})
         return annotation
+
+    def damage(self, image: Mapping[str, Any], reason: str, example: str) -> None:
+        """Report a label that cannot be read: without it, its image may not be a negative."""
+        self.drop(reason, example)
+        self._damaged[image["file_name"]] = None
+
+    def finish(self) -> Dataset:
+        """The dataset without its images of damaged labels, or with those marked."""
+        damaged = [self.images[file_name] for file_name in self._damaged]
+        if self._drops_damaged:
+            self.dataset.remove_images({i["id"] for i in damaged}, "with a damaged label")
+            for file_name in self._damaged:
+                del self.images[file_name]
+        else:
+            for image in damaged:
+                image["damaged_label"] = True
+                reason = "images with a damaged label, marked damaged_label"
+                self.dataset.report.add("kept", reason, image["file_name"])
+        self._damaged.clear()
+        return self.dataset
 
     def keys_in_name(self, relative: str) -> dict[str, str]:
         """What the pattern finds in a path."""

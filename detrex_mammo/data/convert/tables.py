@@ -6,9 +6,11 @@ import csv
 import math
 import posixpath
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from detrex_mammo.data.convert.dataset import Report
 from detrex_mammo.errors import UserError
@@ -38,16 +40,93 @@ def find(root: Path, patterns: Sequence[str], what: str) -> list[Path]:
     return files
 
 
-def read_rows(
-    path: Path, columns: Sequence[str], report: Report, delimiter: str = ""
-) -> Iterator[tuple[str, dict[str, str]]]:
-    """Rows of a table with a header; cells are stripped, also of line ends inside quotes.
+def delimiter_of(path: Path) -> str:
+    """The one of comma, semicolon and tab that the first line of a table has most.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+            return max(",;\t", key=file.readline().count)
+    except OSError as error:
+        raise UserError(f"table {str(path)!r} cannot be read: {error.strerror}") from error
+
+
+def read_cells(
+    path: Path, report: Report, delimiter: str = "", is_strict: bool = False, title: str = ""
+) -> Iterator[tuple[str, list[str]]]:
+    """Rows of a CSV file that are not empty, one at a time: the file may be larger than the memory.
 
     Args:
-        path: CSV file, UTF-8 with or without a byte order mark.
+        path: UTF-8 with or without a byte order mark.
+        report: gets a line for each line of the file that is no CSV.
+        delimiter: between two cells; as :func:`delimiter_of` finds it, if "".
+        is_strict: other text than UTF-8, and quotes that do not close, are errors.
+        title: of a bar that shows how far it is; none if "".
+
+    Yields:
+        tuple: where the row stands ("FILE line N") and its cells, stripped, also of line ends
+        inside quotes.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    csv.field_size_limit(_LONGEST_CELL)
+    delimiter = delimiter or delimiter_of(path)
+    errors = "strict" if is_strict else "replace"
+    try:
+        with (
+            open(path, encoding="utf-8-sig", errors=errors, newline="") as file,
+            tqdm(
+                desc=title,
+                total=path.stat().st_size,
+                unit="B",
+                unit_scale=True,
+                disable=None if title else True,
+            ) as bar,
+        ):
+            lines = (line.replace("\0", "") for line in _counted(file, bar))
+            reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=is_strict)
+            yield from _whole_rows(reader, path.name, report)
+    except OSError as error:
+        raise UserError(f"table {str(path)!r} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"table {str(path)!r} cannot be read as UTF-8 text ({error})") from error
+
+
+def _counted(lines: Iterable[str], bar: tqdm) -> Iterator[str]:
+    for line in lines:
+        bar.update(len(line))
+        yield line
+
+
+def _whole_rows(reader: Any, name: str, report: Report) -> Iterator[tuple[str, list[str]]]:
+    while True:
+        before = reader.line_num
+        try:
+            cells = [cell.strip() for cell in next(reader)]
+        except StopIteration:
+            return
+        except csv.Error as error:
+            for number in range(before + 1, reader.line_num + 1):
+                report.add("dropped", f"rows that are no CSV ({error})", f"{name} line {number}")
+            continue
+        if any(cells):
+            yield f"{name} line {reader.line_num}", cells
+
+
+def read_rows(
+    path: Path, columns: Sequence[str], report: Report, delimiter: str = "", title: str = ""
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Rows of a table with a header.
+
+    Args:
+        path: CSV file.
         columns: that the table must have. Names are compared without case.
         report: gets a line for each row that is too short or too long.
-        delimiter: between two cells; the first of "," ";" tab that splits the header, if "".
+        delimiter: see :func:`read_cells`.
+        title: see :func:`read_cells`.
 
     Yields:
         tuple: where the row stands ("FILE line N") and its cells by lower-case column.
@@ -55,37 +134,20 @@ def read_rows(
     Raises:
         UserError: the file cannot be read or lacks a column.
     """
-    csv.field_size_limit(_LONGEST_CELL)
-    try:
-        text = path.read_text(encoding="utf-8-sig", errors="replace").replace("\0", "")
-    except OSError as error:
-        raise UserError(f"table {str(path)!r} cannot be read: {error.strerror}") from error
-    first = text.split("\n", 1)[0]
-    delimiter = delimiter or next((mark for mark in ",;\t" if mark in first), ",")
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter)
-    header = [name.strip().lower() for name in next(reader, [])]
+    rows = read_cells(path, report, delimiter, title=title)
+    header = [name.lower() for name in next(rows, ("", []))[1]]
     missing = [name for name in columns if name.lower() not in header]
     if missing:
         raise UserError(
             f"table {str(path)!r} lacks the column {missing[0]!r}; it has {', '.join(header)}"
         )
-    while True:
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            report.add("dropped", f"rows that are no CSV ({error})", path.name)
-            continue
-        where = f"{path.name} line {reader.line_num}"
-        if not any(cell.strip() for cell in cells):
-            continue
-        while len(cells) > len(header) and not cells[-1].strip():
+    for where, cells in rows:
+        while len(cells) > len(header) and not cells[-1]:
             cells.pop()
         if len(cells) != len(header):
             report.add("dropped", "rows of another number of cells than the header", where)
             continue
-        yield where, dict(zip(header, (cell.strip() for cell in cells)))
+        yield where, dict(zip(header, cells))
 
 
 def number(text: str | None) -> float | None:

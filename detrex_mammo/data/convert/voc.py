@@ -43,35 +43,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def convert(
     root: Path,
     out: Path,
-    name: str = "",
-    classes: list[str] | None = None,
-    file_pattern: str = "",
-    allow_for_processing: bool = False,
     without_labels: str = "drop",
     one_based: bool = False,
+    **common: Any,
 ) -> Dataset:
     """Read a VOC folder; class names stay as they are, ``difficult`` becomes ``ignore``.
 
     Args:
         root: one dataset's folder, or that of several in MammoMix's layout.
         out: where the dataset will be written; nothing is written here.
-        name: of the dataset.
-        classes: names in the order of their ids; as they come, if None.
-        file_pattern: see :class:`Source`.
-        allow_for_processing: take raw DICOM images, too.
         without_labels: "drop" an image without an XML file, or take it as "negative".
         one_based: see :func:`add_arguments`.
+        **common: see :class:`Source`.
 
     Raises:
         UserError: root is no folder or holds no image.
     """
-    source = Source(root, name, classes, file_pattern, allow_for_processing)
+    source = Source(root, **common)
     entries = _listed_images(source)
     if not entries:
         raise UserError(f"--root {str(root)!r} holds no image: give the folder of a VOC dataset")
     for relative, split in tqdm(entries, desc="VOC", unit="image", disable=None):
         _add(source, relative, split, without_labels == "negative", one_based)
-    return source.dataset
+    return source.finish()
 
 
 def _listed_images(source: Source) -> list[tuple[str, str]]:
@@ -133,7 +127,7 @@ def _add(source: Source, relative: str, split: str, takes_unlabelled: bool, one_
         box = _numbers(element.find("bndbox"), _CORNERS)
         label = (element.findtext("name") or "").strip()
         if box is None or not label:
-            source.drop("objects without a name or without four numbers", labels[0])
+            source.damage(image, "objects without a name or without four numbers", labels[0])
             continue
         x1, y1, x2, y2 = box
         if one_based:

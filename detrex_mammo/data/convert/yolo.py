@@ -1,11 +1,13 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
 """YOLO: one text file for each image, ``class cx cy w h [score]`` in fractions of the image.
 
-A row of more numbers is ``class x1 y1 x2 y2 ...``, a polygon or rotated box; its bounds are the
-box. The classes are in ``data.yaml``, or one a line in ``classes.txt``.
+A row of more numbers is ``class x1 y1 x2 y2 ...``, a polygon or rotated box: its bounds are the
+box, and it stays as ``segmentation``. The classes are in ``data.yaml``, or one a line in
+``classes.txt``.
 """
 
 import argparse
+import itertools
 import math
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -38,22 +40,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def convert(
     root: Path,
     out: Path,
-    name: str = "",
     classes: list[str] | None = None,
-    file_pattern: str = "",
-    allow_for_processing: bool = False,
     without_labels: str = "negative",
+    **common: Any,
 ) -> Dataset:
     """Read a YOLO folder.
 
     Args:
         root: folder of ``data.yaml`` or ``classes.txt``, or of images and labels.
         out: where the dataset will be written; nothing is written here.
-        name: of the dataset.
         classes: names in the order of the class numbers, instead of those in the folder.
-        file_pattern: see :class:`Source`.
-        allow_for_processing: take raw DICOM images, too.
         without_labels: "drop" an image without a label file, or take it as "negative".
+        **common: see :class:`Source`.
 
     Raises:
         UserError: root is no folder, holds no image, or nothing names the classes.
@@ -63,13 +61,13 @@ def convert(
     names = dict(enumerate(classes)) if classes else _class_names(folder, description)
     # Two numbers of one name are one category.
     categories = list(dict.fromkeys(names[number] for number in sorted(names)))
-    source = Source(folder, name, categories, file_pattern, allow_for_processing)
+    source = Source(folder, classes=categories, **common)
     entries = _described_images(source, description) or _images_in_folders(source)
     if not entries:
         raise UserError(f"--root {str(root)!r} holds no image: give the folder of a YOLO dataset")
     for relative, split in tqdm(entries, desc="YOLO", unit="image", disable=None):
         _add(source, relative, split, names, without_labels == "negative")
-    return source.dataset
+    return source.finish()
 
 
 def _read_description(root: Path) -> dict[str, Any]:
@@ -202,28 +200,32 @@ def _add_row(source: Source, image: dict[str, Any], row: list[str], names: dict[
         values = [float(word) for word in row]
         number = int(values[0])
     except (ValueError, OverflowError):
-        source.drop("rows with a value that is no number", where)
+        source.damage(image, "rows with a value that is no number", where)
         return
     is_box = len(row) in (5, 6)
     if not is_box and (len(row) < 7 or len(row) % 2 == 0):
-        source.drop("rows that are neither a box nor a polygon", where)
+        source.damage(image, "rows that are neither a box nor a polygon", where)
         return
     if number not in names or number != values[0]:
-        source.drop("rows of a class without a name", f"{where}: {row[0]}")
+        source.damage(image, "rows of a class without a name", f"{where}: {row[0]}")
         return
     coordinates, score = (values[1:5], values[5:]) if is_box else (values[1:], [])
     if any(abs(value) > _FAR for value in coordinates):
-        source.drop("rows in pixels or beyond the image; they are fractions of it", where)
+        reason = "rows in pixels or beyond the image; they are fractions of it"
+        source.damage(image, reason, where)
         return
+    width, height = image["width"], image["height"]
+    record: dict[str, Any] = {}
     if is_box:
         cx, cy, w, h = coordinates
         x1, y1, x2, y2 = cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
-        origin = "box"
+        if score and math.isfinite(score[0]):
+            record["score"] = score[0]
     else:
         xs, ys = coordinates[0::2], coordinates[1::2]
         x1, y1, x2, y2 = min(xs), min(ys), max(xs), max(ys)
-        origin = "polygon"
-    width, height = image["width"], image["height"]
+        inside = [min(max(value, 0.0), 1.0) for value in coordinates]
+        sides = itertools.cycle((width, height))
+        record["segmentation"] = [[value * side for value, side in zip(inside, sides)]]
     box = (x1 * width, y1 * height, (x2 - x1) * width, (y2 - y1) * height)
-    is_scored = bool(is_box and score and math.isfinite(score[0]))
-    source.add_box(image, box, names[number], {"score": score[0]} if is_scored else {}, origin)
+    source.add_box(image, box, names[number], record, "box" if is_box else "polygon")

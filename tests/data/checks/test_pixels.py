@@ -14,6 +14,7 @@ from detrex_mammo.data.checks.similar import near_identical
 from detrex_mammo.data.demo_backgrounds import mammogram_files
 from detrex_mammo.data.image_io import read_image
 from tests.data.coco_files import box, breast, image, save, write
+from tests.data.convert.trees import write_dicom
 
 HEIGHT, WIDTH = 360, 280
 
@@ -184,6 +185,74 @@ def test_empty_pictures_are_identical_but_near_nothing(tmp_path):
     pictures = [describe_picture((str(tmp_path / f"{n}.png"), None)) for n in "abc"]
     assert list(near_identical(pictures)) == []
     assert len({picture.sha256 for picture in pictures}) == 3
+
+
+def volume(path, seed):
+    """Six frames, of which neighbours look alike, and the first two are empty."""
+    frames = np.stack([breast(seed) >> 4] * 6)
+    noise = np.random.default_rng(seed).integers(0, 20, (4, *frames.shape[1:]))
+    frames[2:] += noise.astype(np.uint16)
+    frames[:2] = 0
+    write_dicom(path, frames)
+
+
+@pytest.fixture
+def volumes(tmp_path):
+    """A writer of train.json, whose images are frames of one volume, and val.json of another."""
+    for number in (1, 2):
+        volume(tmp_path / f"{number}.dcm", number)
+
+    def write_frames(*frames):
+        for number, name in ((1, "train"), (2, "val")):
+            images = [
+                film(10 * number + index, f"P{number}", file_name=f"{number}.dcm", frame=frame)
+                for index, frame in enumerate(frames)
+            ]
+            first = 10 * number
+            boxes = [box(1, first), box(2, first, category_id=2)]
+            write(tmp_path / f"{name}.json", images, boxes)
+        return tmp_path
+
+    return write_frames
+
+
+def test_frames_of_one_volume_are_no_duplicates(volumes):
+    folder = volumes(0, 1, 2, 3, 5)
+    what = "identical pictures on two sides of a split"
+    assert errors(check(folder)) == {what: 1}  # the empty frames of both volumes
+    assert found(check(volumes(2, 3, 5))) == {}
+    assert errors(check(volumes(2, 2))) == {"files that two images of a JSON name": 2}
+
+
+@pytest.mark.parametrize(
+    "frame,what",
+    [
+        (6, "frames that their file does not have, or that a file of several needs"),
+        (..., "frames that their file does not have, or that a file of several needs"),
+        (-1, "frames that are no whole number from 0"),
+        (1.5, "frames that are no whole number from 0"),
+        ("x", "frames that are no whole number from 0"),
+        (True, "frames that are no whole number from 0"),
+    ],
+)
+def test_a_frame_that_a_volume_does_not_have_is_found_and_left_out(volumes, frame, what):
+    folder = volumes(2, frame)
+    checked = check(folder)
+    assert errors(checked) == {what: 2}
+    fix_datasets(checked, folder / "fixed")
+    fixed = json.loads((folder / "fixed/train.json").read_text())
+    assert [i["frame"] for i in fixed["images"]] == [2]
+    assert len(fixed["annotations"]) == 2
+
+
+def test_a_picture_has_one_frame(folder):
+    entries = [film(1, frame=0), film(2), film(3, frame=1)]
+    write(folder / "train.json", entries, [box(1, 1), box(2, 2, category_id=2)])
+    what = "frames that their file does not have, or that a file of several needs"
+    assert errors(check(folder)) == {what: 1}
+    entries = [film(1, frame=0), film(2, file_name="1.png")]
+    write(folder / "train.json", entries, [box(1, 1)])
+    assert errors(check(folder)) == {"files that two images of a JSON name": 1}
 
 
 def test_eight_real_films(tmp_path):

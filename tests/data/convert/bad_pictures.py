@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.data.convert.trees import write_dicom, write_picture
+from tests.data.convert.trees import write_dicom, write_picture, write_wrong_syntax
 
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 30)).astype(np.uint8)
 
@@ -31,6 +31,7 @@ def write_bad(folder: Path) -> dict[str, str]:
     write_picture(folder / "bad_dot.png", (1, 1))
     write_dicom(folder / "bad_raw.dcm", (40, 30), PresentationIntentType="FOR PROCESSING")
     write_dicom(folder / "bad_frames.dcm", np.zeros((2, 40, 30), np.uint16))
+    write_wrong_syntax(folder / "bad_syntax.dcm", (40, 30))
     return {
         "bad_empty.png": "images: file is empty",
         "bad_cut.png": "images: pixel data are cut off",
@@ -38,6 +39,7 @@ def write_bad(folder: Path) -> dict[str, str]:
         "bad_dot.png": "images: smaller than 16 pixels",
         "bad_raw.dcm": "images: raw FOR PROCESSING image",
         "bad_frames.dcm": "images: DICOM file of several frames",
+        "bad_syntax.dcm": "images: transfer syntax does not fit the pixel data",
     }
 
 

@@ -8,7 +8,14 @@ import pytest
 
 from detrex_mammo.data.convert.bcs_dbt import convert
 from detrex_mammo.errors import UserError
-from tests.data.convert.trees import boxes_of, images_of, reported, write_dicom
+from tests.data.convert.trees import (
+    boxes_of,
+    counts_of,
+    images_of,
+    reported,
+    write_broken_dicoms,
+    write_dicom,
+)
 
 SIZE = (5, 60, 40)  # slices, rows, columns
 BOX = "PatientID,StudyUID,View,Subject,Slice,X,Y,Width,Height,Class,AD,VolumeSlices"
@@ -146,6 +153,19 @@ def test_damaged_and_hostile_rows_are_one_line_each(tree):
         "slices: pixel data are cut off": 1,
         "boxes of a slice that was dropped": 5,
         "boxes without area in the image": 1,
+    }
+
+
+def test_each_damaged_volume_is_one_line(tree):
+    tree.add("DBT-P1", "lcc", (1, 2, 3, 10, 20, "cancer"))
+    expected = write_broken_dicoms(tree.root)
+    for number, name in enumerate(expected, 2):
+        tree.add(f"DBT-P{number}", "lcc", (0, 2, 3, 10, 20, "cancer"), path=name, pixels=False)
+    dataset = tree.convert()
+    assert list(images_of(dataset)) == ["images/DBT-P1_1_2_1_lcc_001.png"]
+    assert reported(dataset, "dropped") == {
+        **{r.replace("images:", "slices:"): n for r, n in counts_of(expected).items()},
+        "boxes of a slice that was dropped": len(expected),
     }
 
 

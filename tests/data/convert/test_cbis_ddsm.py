@@ -8,7 +8,15 @@ import pytest
 
 from detrex_mammo.data.convert.cbis_ddsm import convert
 from detrex_mammo.errors import UserError
-from tests.data.convert.trees import boxes_of, images_of, mask, reported, write_dicom
+from tests.data.convert.trees import (
+    boxes_of,
+    counts_of,
+    images_of,
+    mask,
+    reported,
+    write_broken_dicoms,
+    write_dicom,
+)
 
 SIZE, CROP = (60, 40), (30, 24)
 NOISE = np.random.default_rng(0).integers(0, 65536, CROP).astype(np.uint16)
@@ -248,6 +256,18 @@ def test_several_lesions_of_a_film(tree):
     ]
 
 
+def test_the_patient_is_the_folders_and_a_lesion_is_one_in_both_views(tree):
+    for view in ("CC", "MLO"):
+        case = f"Mass-Training_P_00001_LEFT_{view}"
+        tree.add(case, (5, 10, 12, 20), cells={"patient": case})
+    dataset = convert(tree.write(), tree.root / "out")
+    assert {image["patient_id"] for image in dataset.images} == {"P_00001"}
+    assert [a["lesion_id"] for a in dataset.annotations] == ["P_00001_L_mass_1"] * 2
+    assert reported(dataset, "fixed")["rows of another patient than their folder's"] == 2
+    told = "no normal films: false positives are counted on abnormal ones only"
+    assert reported(dataset, "kept")[told] == 1
+
+
 @pytest.mark.parametrize("leak", ["repair", "report"])
 def test_a_patient_of_both_splits(tree, leak):
     tree.add("Mass-Training_P_00001_LEFT_CC", (5, 10, 12, 20))
@@ -327,6 +347,24 @@ def test_damaged_and_hostile_rows_are_one_line_each(tree):
         "lesions without a mask (mask without a lesion)": 1,
         "lesions without a mask (none of two values and of the film's size)": 2,
         "lesions whose film cannot be read": 1,
+    }
+
+
+def test_each_damage_of_a_film_is_one_line(tree):
+    """A lesion is one line, too; the film's own reason stands beside it."""
+    expected = write_broken_dicoms(tree.root)
+    good = "Mass-Training_P_00099_LEFT_CC"
+    tree.add(good, (5, 10, 12, 20))
+    for number, name in enumerate(expected):
+        case = f"Mass-Training_P_0000{number}_LEFT_CC"
+        tree.add(case, (5, 10, 12, 20))
+        (film,) = (tree.root / f"CBIS-DDSM/{case}").rglob("*.dcm")
+        (tree.root / name).replace(film)
+    dataset = convert(tree.write(), tree.root / "out")
+    assert _short(boxes_of(dataset)) == [(good, "mass", (5, 10, 12, 20))]
+    assert reported(dataset, "dropped") == {
+        **counts_of(expected),
+        "lesions whose film cannot be read": len(expected),
     }
 
 

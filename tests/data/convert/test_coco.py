@@ -180,7 +180,7 @@ def test_entries_that_are_wrong_are_one_line_each(folder):
     ]
     content["categories"] += [{"id": 4}, {"id": 9, "name": "again"}, "mass"]
     root = folder(x=content)
-    dataset = convert(root, root)
+    dataset = convert(root, root, damaged_labels="keep")
     assert [a["bbox"] for a in dataset.annotations[2:]] == [[1, 2, 4, 6], [1, 2, 3, 4]]
     assert dataset.annotations[3]["source_in_file"] == "reader 3"
     assert reported(dataset, "dropped") == {
@@ -188,7 +188,7 @@ def test_entries_that_are_wrong_are_one_line_each(folder):
         "images whose id is there twice": 1,
         "images of another size than their labels say": 1,
         "annotations without an image_id, a category_id and a bbox of four numbers": 4,
-        "annotations of a image_id that is not listed": 1,
+        "annotations of an image_id that is not listed": 1,
         "annotations of a category_id that is not listed": 1,
         "annotations of images that were dropped": 1,
         "boxes with a value that is no number": 1,

@@ -1,6 +1,8 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
 """CSAW-S's traps: one mask a class, three readers of the test set, specks, broken masks."""
 
+import json
+
 import pytest
 
 from detrex_mammo.data.convert.csaw_s import convert
@@ -70,6 +72,78 @@ def test_damaged_files_are_one_line_each(tmp_path):
         "images: smaller than 16 pixels": 1,
         "masks without an image": 1,
     }
+
+
+RANDOM = {"1": {"0": [99], "1": ["100"]}, "2": {"0": ["099", "100_1"]}}
+SUBSETS = "training_random_splits.json"
+
+
+def _write_patients(root, **files):
+    """Patients 099 to 101 to train on, 150 to test; files of splits by their names."""
+    for image in ("099_0", "100_1", "101_0"):
+        _write(root, (2, 3, 10, 20), image=image)
+    _write(root, (2, 3, 10, 20), image="150_0", folder="test_data/annotator_1")
+    for name, text in files.items():
+        (root / "CsawS" / f"{name}.json").write_text(text)
+    return root
+
+
+def _splits(dataset):
+    keys = ("split", "training_subsets")
+    return {file[-9:-4]: found for file, found in images_of(dataset, *keys).items()}
+
+
+def test_the_authors_random_subsets_are_kept_and_one_can_be_taken(tmp_path):
+    root = _write_patients(tmp_path, training_random_splits=json.dumps(RANDOM))
+    dataset = convert(root, root)
+    assert _splits(dataset) == {
+        "099_0": ("train", ["1/0", "2/0"]),
+        "100_1": ("train", ["1/1", "2/0"]),
+        "101_0": ("train", None),
+        "150_0": ("test", None),
+    }
+    assert reported(dataset, "kept")["files of the authors' splits"] == 1
+    one = convert(root, root, training_subset="1/1")
+    assert list(_splits(one)) == ["100_1", "150_0"]
+    assert reported(one, "dropped") == {"training images not in the subset": 2}
+    with pytest.raises(UserError, match="'3/0' is not in .* which has 1/0, 1/1, 2/0"):
+        convert(root, root, training_subset="3/0")
+
+
+def test_the_authors_validation_patients_are_val(tmp_path):
+    root = _write_patients(tmp_path, suggested_validation_split='["100"]')
+    assert [s for s, _ in _splits(convert(root, root)).values()] == [
+        "train",
+        "val",
+        "train",
+        "test",
+    ]
+    (root / "CsawS" / SUBSETS).write_text(json.dumps(RANDOM))
+    chosen = _splits(convert(root, root, training_subset="1/0"))
+    assert chosen == {
+        "099_0": ("train", ["1/0", "2/0"]),
+        "100_1": ("val", ["1/1", "2/0"]),
+        "150_0": ("test", None),
+    }
+    # the same, said in the other file; a test image stays one
+    (root / "CsawS/suggested_validation_split.json").unlink()
+    text = json.dumps({"train": ["099", "101"], "validation": ["100", "150"]})
+    (root / "CsawS" / SUBSETS).write_text(text)
+    assert [s for s, _ in _splits(convert(root, root)).values()] == [
+        "train",
+        "val",
+        "train",
+        "test",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[", "[1]", "3", '{"1": {"0": [["099"]]}}', "[" * 99999, "{}"]
+)
+def test_damaged_splits_are_one_line_and_the_images_are_converted(tmp_path, text):
+    dataset = convert(_write_patients(tmp_path, training_random_splits=text), tmp_path)
+    assert [split for split, _ in _splits(dataset).values()] == ["train"] * 3 + ["test"]
+    assert reported(dataset, "dropped") == {"files of splits that cannot be read": 1}
 
 
 def test_wrong_folder(tmp_path):

@@ -82,6 +82,7 @@ def test_a_label_without_a_box_makes_no_negative(folder):
         "rows with a label but no box; no negatives": 1,
         "rows without four numbers": 1,
         "boxes without a label": 1,
+        "images with a damaged label": 3,
     }
 
 
@@ -102,7 +103,8 @@ def test_rows_of_one_image_that_disagree_and_sizes(folder):
 def test_values_that_are_none(folder):
     rows = ["9,9,5,20,m", "nan,1,5,5,m", "inf,1,5,5,m", "-5,30,40,60,m"]
     text = "\n".join(f"img/a.png,{row},yes,guess,../../x" for row in rows)
-    dataset = convert(folder(f"{HEADER},iscrowd,source,split\n{text}\n"), None)
+    root = folder(f"{HEADER},iscrowd,source,split\n{text}\n")
+    dataset = convert(root, None, damaged_labels="keep")
     assert boxes_of(dataset, "iscrowd") == [("img/a.png", "m", (0, 30, 30, 10), 0)]
     assert "split" not in dataset.images[0]
     dropped = reported(dataset, "dropped")
@@ -119,7 +121,7 @@ def test_hostile_and_damaged_files_are_one_line_each(tmp_path):
     rows = [f"{file},1,2,3,4,m" for file in files for _ in range(2)]
     rows += [f"{good[0]},1,2,3,4,m,{'x' * 10},{'x' * 10}", f"{good[0]},1,2", '"open,1,2,3,4,m']
     (tmp_path / "t.csv").write_text("\n".join([HEADER, *rows]))
-    dataset = convert(tmp_path, tmp_path)
+    dataset = convert(tmp_path, tmp_path, damaged_labels="keep")
     assert sorted(images_of(dataset)) == good
     assert len(dataset.annotations) == 2 * len(good)
     assert_reported(dataset, bad)
@@ -128,7 +130,7 @@ def test_hostile_and_damaged_files_are_one_line_each(tmp_path):
     assert dropped["listed images that do not exist"] == 2
     assert dropped["rows with more cells than columns"] == 1
     assert dropped["rows without four numbers"] == 1
-    assert dropped["rows that are no CSV: unexpected end of data"] == 1
+    assert dropped["rows that are no CSV (unexpected end of data)"] == 1
     assert sum(dropped.values()) == len(bad) + 8
 
 

@@ -8,9 +8,11 @@ from detrex_mammo.data.convert.dmid import convert
 from detrex_mammo.errors import UserError
 from tests.data.convert.trees import (
     boxes_of,
+    counts_of,
     images_of,
     mask,
     reported,
+    write_broken_dicoms,
     write_dicom,
     write_picture,
 )
@@ -90,6 +92,19 @@ def test_damaged_files_and_lines_are_one_line_each(tmp_path):
         "images: smaller than 16 pixels": 1,
         "images that are missing": 1,
     }
+
+
+def test_each_damaged_dicom_is_one_line(tmp_path):
+    expected = write_broken_dicoms(tmp_path)
+    (tmp_path / "DICOM Images").mkdir()
+    lines = ["IMG100 G NORM"]
+    write_dicom(tmp_path / "DICOM Images/IMG100.dcm", SIZE)
+    for number, name in enumerate(expected, 1):
+        (tmp_path / name).replace(tmp_path / f"DICOM Images/IMG{number:03d}.dcm")
+        lines.append(f"IMG{number:03d} G NORM")
+    dataset = convert(_write(tmp_path, lines), tmp_path)
+    assert list(images_of(dataset)) == ["DICOM Images/IMG100.dcm"]
+    assert reported(dataset, "dropped") == counts_of(expected)
 
 
 def test_wrong_folder(tmp_path):

@@ -18,7 +18,6 @@ from tests.data.convert.trees import (
 IMAGE = "empi_anon,acc_anon,FinalImageType,ImageLateralityFinal,ViewPosition,anon_dicom_path"
 IMAGE = [*IMAGE.split(","), "num_roi", "ROI_coords", "ROI_frames"]
 FINDING = ["empi_anon", "acc_anon", "numfind", "side", "asses", "tissueden", "path_severity"]
-MOUNT = "/mnt/other/mammo/anon_dicom"
 
 
 class Tree:
@@ -28,7 +27,7 @@ class Tree:
     def add(self, name, rois="()", count=0, acc="77", side="L", kind="2D", file=True, path=None):
         if file:
             write_dicom(self.root / f"images/cohort_1/{name}.dcm", (60, 40), bits=12)
-        path = path or f"{MOUNT}/images/cohort_1/{name}.dcm"
+        path = path or f"{self.root.parent}/elsewhere/images/cohort_1/{name}.dcm"
         self.images.append(["e1", acc, kind, side, "MLO", path, count, rois, "()"])
 
     def finding(self, asses, side="L", acc="77", density="3.0", severity=""):

@@ -57,6 +57,55 @@ def test_yolo_files_by_hand(export):
     assert report.counts["dropped"] == {"crowd and ignore boxes, unknown to YOLO": 2}
 
 
+@pytest.mark.parametrize(
+    "segmentation,row,line",
+    [
+        ([[4, 8, 12, 8, 12, 20]], "0.125 0.2 0.375 0.2 0.375 0.5", None),
+        # beyond the box, it is cut there
+        ([[-4, 8, 12, 8, 12, 99]], "0.125 0.2 0.375 0.2 0.375 0.5", None),
+        (
+            [[4, 8, 8, 8, 8, 14], [8, 14, 12, 14, 12, 20]],
+            "0.125 0.2 0.25 0.2 0.25 0.35 0.25 0.35 0.375 0.35 0.375 0.5",
+            "outlines of several parts, joined to one",
+        ),
+        (None, "0.125 0.2 0.375 0.2 0.375 0.5 0.125 0.5", None),
+        *(
+            (
+                bad,
+                "0.125 0.2 0.375 0.2 0.375 0.5 0.125 0.5",
+                "outlines that are no polygon, now their box",
+            )
+            for bad in (
+                {"size": [40, 32], "counts": "x"},
+                [[1, 2]],
+                [["a"] * 6],
+                [[99, 99] * 3],
+                "x",
+            )
+        ),
+    ],
+)
+def test_yolo_segments_by_hand(tmp_path, segmentation, row, line):
+    """A box of 8 x 12 at (4, 8) of an image of 32 x 40: 4 / 32, 8 / 40, 12 / 32, 20 / 40."""
+    dataset = Dataset("any", ["m"])
+    image = dataset.add_image("a.png", 40, 32)
+    dataset.add_box(image, (4, 8, 8, 12), "m", segmentation=segmentation)
+    report = to_yolo(Export(dataset, tmp_path / "out", tmp_path), segments=True)
+    assert (tmp_path / "out/labels/train/a.txt").read_text() == f"0 {row}\n"
+    assert report.counts["fixed"] == ({line: 1} if line else {})
+
+
+def test_outlines_come_back_from_yolo_as_they_were(tmp_path):
+    write_picture(tmp_path / "a.png", (128, 64))
+    dataset = Dataset("any", ["m"])
+    outline = [2.0, 4.0, 32.0, 8.0, 16.0, 64.0]
+    image = dataset.add_image("a.png", 128, 64)
+    dataset.add_box(image, (2, 4, 30, 60), "m", "polygon", segmentation=[outline])
+    found = write_yolo_segments(dataset, tmp_path / "out", tmp_path)
+    assert [a["segmentation"] for a in found.annotations] == [[outline]]
+    assert boxes_of(found, "source") == [("images/train/a.png", "m", (2, 4, 30, 60), "polygon")]
+
+
 def test_kitti_files_by_hand(export):
     report = to_kitti(export)
     out = export.out
@@ -126,6 +175,11 @@ def write_yolo(dataset, out, root):
     return yolo.convert(out, out)
 
 
+def write_yolo_segments(dataset, out, root):
+    to_yolo(Export(dataset, out, root, "link"), segments=True)
+    return yolo.convert(out, out)
+
+
 def write_kitti(dataset, out, root):
     to_kitti(Export(dataset, out, root, "link"))
     return kitti.convert(out, out, mapping=out / "mapping.json")
@@ -145,7 +199,7 @@ def write_coco(dataset, out, root):
     return coco.convert(out, out, no_image_files=True)
 
 
-WAYS = [write_coco, write_kitti, write_voc, write_voc_from_one, write_yolo]
+WAYS = [write_coco, write_kitti, write_voc, write_voc_from_one, write_yolo, write_yolo_segments]
 
 
 def content_of(dataset):
@@ -243,6 +297,12 @@ def test_the_tool(tmp_path):
     assert code == 2 and text.startswith("error: --out") and "is not empty" in text
     code, text = run("yolo", *files, "--out", tmp_path / "new", "--one-based")
     assert code == 2 and "--one-based is of format voc" in text
+    code, text = run("kitti", *files, "--out", tmp_path / "new", "--segments")
+    assert code == 2 and "--segments is of format yolo" in text
+    code, text = run("yolo", *files, "--out", tmp_path / "segments", "--segments")
+    corners = "0.03125 0.05 0.171875 0.05 0.171875 0.2 0.03125 0.2"
+    rows = (tmp_path / "segments/labels/train/s__a.txt").read_text().splitlines()
+    assert code == 0 and rows[0] == f"0 {corners}", text
     code, text = run("yolo", *files, "--out", tmp_path / "new", "--place", "copy")
     assert code == 2 and "--place copy needs --image-root" in text
 

@@ -7,7 +7,14 @@ import pytest
 
 from detrex_mammo.data.convert.inbreast import convert
 from detrex_mammo.errors import UserError
-from tests.data.convert.trees import boxes_of, images_of, reported, write_dicom
+from tests.data.convert.trees import (
+    boxes_of,
+    counts_of,
+    images_of,
+    reported,
+    write_broken_dicoms,
+    write_dicom,
+)
 
 SQUARE = ["(5.5, 6.25)", "(15.5, 6.25)", "(10, 26.25)"]
 NAMES = {
@@ -163,6 +170,21 @@ def test_damaged_and_hostile_files_are_one_line_each(tree):
         "regions of an image that cannot be read": 1,
         "files not named as INbreast's": 1,
         "XML files without an image": 1,
+    }
+
+
+def test_each_damaged_dicom_is_one_line(tree):
+    expected = write_broken_dicoms(tree.root)
+    for number, name in enumerate(expected, 1001):
+        tree.add(str(number), regions=[region("Mass")])
+        target = tree.folder / f"AllDICOMs/{number}_c4b9_MG_R_CC_ANON.dcm"
+        (tree.root / name).replace(target)
+    tree.add("2000", regions=[region("Mass")])
+    dataset = tree.convert()
+    assert list(_files(dataset)) == ["2000"] and len(dataset.annotations) == 1
+    assert reported(dataset, "dropped") == {
+        **counts_of(expected),
+        "regions of an image that cannot be read": len(expected),
     }
 
 

@@ -88,7 +88,7 @@ def test_lines_that_are_no_labels(tmp_path):
     lines = [row("m", 1, 2, 3, 4)[:-4], "m 1 2", row("m", 1, "x", 3, 4), row("m", 5, 5, 5, 9)]
     lines += [row("m", 1, 2, "nan", 4), row("m", 1, 2, 3, 4, truncated="inf")]
     add(tmp_path, ".", "a", *lines, row("m", -3, 2, 3, 4), "")
-    dataset = convert(tmp_path, tmp_path)
+    dataset = convert(tmp_path, tmp_path, damaged_labels="keep")
     assert boxes_of(dataset) == [("images/a.png", "m", (0, 2, 3, 2))]
     assert reported(dataset, "dropped") == {
         "label lines without 15 or 16 columns of numbers": 4,

@@ -6,9 +6,17 @@ import sys
 
 import pytest
 
-from detrex_mammo.data.convert.omidb import convert
+from detrex_mammo.data.convert.dataset import Dataset
+from detrex_mammo.data.convert.omidb import _add_image, convert
 from detrex_mammo.errors import UserError
-from tests.data.convert.trees import boxes_of, images_of, reported, write_dicom
+from tests.data.convert.trees import (
+    boxes_of,
+    counts_of,
+    images_of,
+    reported,
+    write_broken_dicoms,
+    write_dicom,
+)
 
 SIZE = (60, 40)
 
@@ -97,6 +105,32 @@ def test_damaged_and_hostile_clients_are_one_line_each(tree):
         "clients that omidb cannot parse": 1,
         "images that omidb links to no episode": 1,
     }
+
+
+def test_each_damaged_dicom_and_a_path_that_leads_out_are_one_line(tree):
+    expected = write_broken_dicoms(tree.root)
+    good = {"a": mark(2, 3, 12, 23, Mass="1")}
+    names = [f"1.2.3.{number}" for number in range(10, 10 + len(expected))]
+    images = {"1.2.3.4": good, **dict.fromkeys(names, good)}
+    tree.client("demd1", {**images, "../../../../up": good}, "OM")
+    for damaged, name in zip(expected, names):
+        (tree.root / damaged).replace(tree.root / f"images/demd1/1.2/{name}.dcm")
+    dataset = convert(tree.root, tree.root)
+    assert list(images_of(dataset)) == ["images/demd1/1.2/1.2.3.4.dcm"]
+    assert reported(dataset, "dropped") == {
+        **counts_of(expected),
+        "marks of an image that was dropped": len(expected),
+        "images that omidb links to no episode": 1,  # the package itself has left it out
+    }
+
+
+@pytest.mark.parametrize("image", ["../../../up", "../../demd2/1.2/1.2.3.4", "../../../../../up"])
+def test_a_path_that_leads_out_is_one_line(tmp_path, image):
+    dataset = Dataset("omi-db")
+    found = {"id": image, "client": "demd1", "study": "1.2", "marks": [], "is_normal": True}
+    _add_image(dataset, tmp_path, found, 0, "top", False)
+    assert dataset.images == []
+    assert reported(dataset, "dropped") == {"images whose path leads out of the folder": 1}
 
 
 def test_without_the_package(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from detrex_mammo.data.convert.registry import CONVERTERS, load
+from detrex_mammo.data.convert.source import Source
 from detrex_mammo.data.datasets import load_coco_json
 from detrex_mammo.data.mapper import MammographyMapper
 from detrex_mammo.data.preprocessing import Preprocessing
@@ -29,11 +30,11 @@ def test_options_of_the_parser_are_arguments_of_convert(name):
     assert list(parameters)[:2] == ["root", "out"]
     for action in parser._actions[1:]:
         assert action.help or action.metavar, action.dest
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            assert action.dest in parameters
-            default = parameters[action.dest].default
-            same = list(default) if isinstance(default, tuple) else default
-            assert same == action.default, action.dest
+        if action.dest not in parameters:  # the common formats share an argument's meaning
+            assert any(p.kind is p.VAR_KEYWORD for p in parameters.values()), action.dest
+        found = parameters.get(action.dest) or inspect.signature(Source).parameters[action.dest]
+        same = list(found.default) if isinstance(found.default, tuple) else found.default
+        assert same == action.default, action.dest
 
 
 def _run(*arguments):

@@ -32,6 +32,24 @@ def test_damaged_rows_are_reported_and_the_rest_is_read(tmp_path):
     assert sum(dropped.values()) == 3
 
 
+def test_each_line_of_a_quote_that_does_not_close_is_counted(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text('a,b\n1,2\n3,"4\n5,6\n7,8\n')
+    report = Report()
+    cells = [found for _, found in tables.read_cells(path, report, is_strict=True)]
+    assert cells == [["a", "b"], ["1", "2"]]
+    reason = "rows that are no CSV (unexpected end of data)"
+    assert report.examples["dropped", reason] == [f"t.csv line {n}" for n in (3, 4, 5)]
+
+
+def test_a_table_that_cannot_be_read_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        list(tables.read_cells(tmp_path, Report()))
+    (tmp_path / "t.csv").write_bytes(b"a,b\n\xff,1\n")
+    with pytest.raises(UserError, match="cannot be read as UTF-8 text"):
+        list(tables.read_cells(tmp_path / "t.csv", Report(), is_strict=True))
+
+
 def test_missing_column_names_those_that_are_there(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("a;c\n")
@@ -89,7 +107,7 @@ def test_longest_tail_of_a_path_of_another_machine(tmp_path):
     (tmp_path / "b/c.dcm").touch()
     (tmp_path / "c.dcm").touch()
     (tmp_path.parent / "secret.dcm").touch()
-    assert tables.longest_tail(tmp_path, "/mnt/a/b/c.dcm") == "b/c.dcm"
+    assert tables.longest_tail(tmp_path, f"{tmp_path.parent}/a/b/c.dcm") == "b/c.dcm"
     assert tables.longest_tail(tmp_path, "x\\c.dcm") == "c.dcm"
     for path in ("a/d.dcm", "../secret.dcm", "b/../../secret.dcm", "", "b", "\0"):
         assert tables.longest_tail(tmp_path, path) is None

@@ -101,7 +101,7 @@ def test_images_without_lists_boxes_beyond_the_image_and_rows_that_are_none(tmp_
     rows = [("mass", -5, 30, 40, 60), ("mass", 9, 9, 5, 20), ("mass", 1, 1, 1, 9), ("", 1, 1, 2, 2)]
     rows += [("mass", "nan", 1, 5, 5), ("mass", "six", 1, 5, 5), ("mass", 50, 1, 60, 5)]
     add(tmp_path, "train", "a", xml(*rows).replace("</annotation>", "<object/></annotation>"))
-    dataset = convert(tmp_path, tmp_path)
+    dataset = convert(tmp_path, tmp_path, damaged_labels="keep")
     assert boxes_of(dataset) == [("train/images/a.png", "mass", (0, 30, 30, 10))]
     assert dataset.images[0]["split"] == "train"
     assert reported(dataset, "fixed") == {"boxes cut at the image's border": 1}

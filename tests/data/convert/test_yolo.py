@@ -60,7 +60,7 @@ def test_roboflow_folders_with_paths_from_elsewhere(tmp_path):
     for split in ("train", "valid"):
         add(tmp_path, f"{split}/images/a.png")
     (tmp_path / "data.yaml").write_text(
-        "path: /home/somebody/datasets/mine\ntrain: ../train/images\nval: ../valid/images\n"
+        f"path: {tmp_path.parent}/elsewhere\ntrain: ../train/images\nval: ../valid/images\n"
         "test: ../test/images\nnc: 1\nnames: ['mass']\n"
     )
     dataset = convert(tmp_path, tmp_path)
@@ -96,7 +96,7 @@ def test_rows_of_each_kind(tmp_path):
     wrong += ["2 .5 .5 .1 .1", "-1 .5 .5 .1 .1", "0.5 .5 .5 .1 .1", "inf .5 .5 .1 .1"]
     wrong += ["0 15 20 6 4", "0 .5 .5 0 .1", ""]
     add(tmp_path, "images/a.png", "\n".join([row for row, *_ in rows] + wrong))
-    dataset = convert(tmp_path, tmp_path, classes=["mass", "other"])
+    dataset = convert(tmp_path, tmp_path, classes=["mass", "other"], damaged_labels="keep")
     assert rounded(dataset, "source", "score") == [("images/a.png", "mass", *r) for _, *r in rows]
     assert reported(dataset, "fixed") == {"boxes cut at the image's border": 1}
     assert reported(dataset, "dropped") == {
@@ -107,6 +107,22 @@ def test_rows_of_each_kind(tmp_path):
         "rows in pixels or beyond the image; they are fractions of it": 1,
         "boxes without area in the image": 1,
     }
+
+
+def test_a_polygon_stays_beside_its_box_and_is_cut_with_it(tmp_path):
+    """Fractions of 30 x 40 pixels."""
+    add(tmp_path, "images/a.png", "0 0.1 0.2 0.4 0.2 0.3 0.5\n0 -0.1 0.5 0.5 0.5 0.5 1.5 0.1 1.5\n")
+    dataset = convert(tmp_path, tmp_path, classes=["mass"])
+    assert [[round(v, 9) for v in a["segmentation"][0]] for a in dataset.annotations] == [
+        [3, 8, 12, 8, 9, 20],
+        [0, 20, 15, 20, 15, 40, 3, 40],
+    ]
+    assert rounded(dataset) == [
+        ("images/a.png", "mass", (3, 8, 9, 12)),
+        ("images/a.png", "mass", (0, 20, 15, 20)),
+    ]
+    add(tmp_path, "images/a.png", "0 0.5 0.25 0.2 0.1\n")
+    assert "segmentation" not in convert(tmp_path, tmp_path, classes=["mass"]).annotations[0]
 
 
 def test_an_image_without_labels_is_a_negative_unless_it_is_to_be_dropped(tmp_path):

@@ -49,12 +49,24 @@ def write_broken_dicoms(folder: Path, size: tuple[int, int] = (40, 30)) -> dict[
         (folder / name).write_bytes(content)
     write_dicom(folder / "one_pixel.dcm", (1, 1))
     write_dicom(folder / "processing.dcm", size, PresentationIntentType="FOR PROCESSING")
-    (folder / "syntax.dcm").write_bytes(_with_syntax(data, b"1.2.840.10008.1.2.4.70"))
+    write_wrong_syntax(folder / "syntax.dcm", size)
     return {name: reason for name, (_, reason) in broken.items()} | {
         "one_pixel.dcm": "images: smaller than 16 pixels",
         "processing.dcm": "images: raw FOR PROCESSING image",
         "syntax.dcm": "images: transfer syntax does not fit the pixel data",
     }
+
+
+def counts_of(reasons: dict[str, str]) -> dict[str, int]:
+    """How often each reason of :func:`write_broken_dicoms` must be in a report."""
+    values = list(reasons.values())
+    return {reason: values.count(reason) for reason in values}
+
+
+def write_wrong_syntax(path: Path, size: tuple[int, int]) -> None:
+    """A DICOM file whose header says JPEG, with pixels that are none."""
+    write_dicom(path, size)
+    path.write_bytes(_with_syntax(path.read_bytes(), b"1.2.840.10008.1.2.4.70"))
 
 
 def _with_syntax(data: bytes, syntax: bytes) -> bytes:
