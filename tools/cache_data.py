@@ -35,8 +35,8 @@ def main() -> int:
     for part, loader in {"train": config.dataloader.get("train"), **loaders}.items():
         if loader is None or "preprocessing" not in loader.mapper:
             raise UserError(
-                f"dataloader.{part.rstrip('.')}.mapper of {args.config_file!r} has no preprocessing: only "
-                "mammography configs have what a cache is made of"
+                f"dataloader.{part.rstrip('.')}.mapper of {args.config_file!r} has no "
+                "preprocessing: only mammography configs have what a cache is made of"
             )
         records += instantiate(loader.dataset)
         preprocessing.append(instantiate(loader.mapper.preprocessing))
