@@ -12,6 +12,7 @@ from detrex_mammo.engine.evaluation import flatten
 from detrex_mammo.engine.folder import holds_a_run, numbered
 from detrex_mammo.engine.loss_plot import plot_losses
 from detrex_mammo.engine.main import main as train_net
+from detrex_mammo.engine.report import FOLDER
 from detrex_mammo.evaluation.froc import FrocCurve
 from detrex_mammo.evaluation.froc_plot import plot_froc
 from detrex_mammo.evaluation.summary import headline_table
@@ -47,6 +48,7 @@ def run_demo(out: Path, data: Path, overrides: tuple[str, ...] = ()) -> dict[str
         "--eval-only",
         f"train.output_dir={out / 'untrained'}",
         "train.init_checkpoint=''",
+        "train.report=False",
         *settings,
     )
     _step(3, "training, starting from the small checkpoint that the repository ships")
@@ -59,6 +61,7 @@ def run_demo(out: Path, data: Path, overrides: tuple[str, ...] = ()) -> dict[str
     (out / "results.txt").write_text(f"{NOTE}\n{table}\n", encoding="utf-8")
     print(f"\n{NOTE}:\n\n{table}\n")
     print(f"{(time.perf_counter() - start) / 60:.1f} minutes; everything is in {out.resolve()}")
+    print(f"look at {(out / FOLDER / 'index.html').resolve()}")
     return {"trained": trained, "untrained": untrained}
 
 

@@ -23,6 +23,7 @@ from detrex_mammo.engine.loaders import (
     dataset_names,
 )
 from detrex_mammo.engine.record import RunRecord, SpeedMeter, now
+from detrex_mammo.engine.report import check_report, write_report
 from detrex_mammo.engine.validation import validation_losses, with_targets
 from detrex_mammo.errors import UserError
 
@@ -79,10 +80,15 @@ class Evaluation:
     ):
         require_evaluator(cfg)
         self.model = model
+        # A trial run predicts a part of the images only.
+        self.reports = bool(cfg.train.get("report")) and first_batches is None
+        self.model_name = Path(str(cfg.train.output_dir)).name
         self.parts = [
             _build_part(name, test, evaluator, cfg.train.eval_loss, first_batches)
             for name, test, evaluator in _pairs(cfg.dataloader)
         ]
+        for part in self.parts if self.reports else ():
+            check_report(part.evaluator_node)
         for name in evaluated_datasets(cfg.dataloader):
             check_classes(model, [name])
         self.record = record
@@ -109,6 +115,8 @@ class Evaluation:
         with SpeedMeter(self.model, len(part.loader)) as meter:
             results = inference_on_dataset(self.model, part.loader, part.evaluator) or {}
         speed.update(meter.result())
+        if self.reports and comm.is_main_process():
+            write_report(part.evaluator_node, part.test_node, self.model_name)
         if part.loss_loader is not None:
             results = {**results, "val": validation_losses(self.model, part.loss_loader)}
         return dict(results)
@@ -125,13 +133,16 @@ class _Part:
     name: str
     loader: Any
     evaluator: DatasetEvaluator
+    test_node: DictConfig
+    evaluator_node: Any
     loss_loader: Any = None
 
 
 def _build_part(
     name: str, test: DictConfig, evaluator: Any, with_loss: bool, first_batches: int | None
 ) -> _Part:
-    part = _Part(name, build_test_loader(test, first_batches), build_evaluator(evaluator))
+    loader = build_test_loader(test, first_batches)
+    part = _Part(name, loader, build_evaluator(evaluator), test, evaluator)
     if with_loss:
         part.loss_loader = build_test_loader(with_targets(test), first_batches)
     return part

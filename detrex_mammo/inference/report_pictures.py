@@ -2,6 +2,7 @@
 """Pictures of a report's gallery: read, shrunk and packed ahead of the page that takes them."""
 
 import logging
+import multiprocessing
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -44,7 +45,9 @@ class ReportPictures:
         self._images = {image["id"]: image for image in images}
         self._root, self._window = Path(image_root), window
         self._rest: Iterator[View] = iter(views)
-        self._pool = ProcessPoolExecutor(workers) if workers else None
+        # Forked from a process that trains, with its threads, a child may hang.
+        spawn = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(workers, spawn) if workers else None
         self._ahead = _AHEAD * workers
         self._waiting: deque[tuple[View, Future]] = deque()
         self.unread: list[str] = []

@@ -23,4 +23,5 @@ train.init_checkpoint = "projects/mammography/checkpoints/demo_small.pth"
 train.output_dir = "output/demo"
 train.epochs = 12
 train.eval_period_epochs = 0
+train.report = True
 train.checkpointer.period_epochs = 4
