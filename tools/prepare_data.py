@@ -120,13 +120,18 @@ def run_converter(arguments: argparse.Namespace) -> None:
     options = vars(arguments).copy()
     name, root, out = options.pop("dataset"), options.pop("root"), options.pop("out")
     del options["run"]
-    _make_room(out, options.pop("overwrite"))
+    read = {Path(root, file).resolve().parent for file in options.get("json") or ()}
+    _check_room(
+        out, options.pop("overwrite"), {*read, root.resolve(), (root / "annotations").resolve()}
+    )
     module = load(name)
     dataset = module.convert(root, out, **options)
     if not dataset.images:
         raise UserError(
             f"--root {str(root)!r} gave not one image", report=dataset.report.describe()
         )
+    for file in out.glob("*.json"):
+        file.unlink()
     files = dataset.write(out)
     print(dataset.report.describe())
     print(f"{len(dataset.images)} images, {len(dataset.annotations)} boxes")
@@ -134,8 +139,8 @@ def run_converter(arguments: argparse.Namespace) -> None:
     print(f"image_root: {out if getattr(module, 'WRITES_IMAGES', False) else root}")
 
 
-def _make_room(out: Path, overwrite: bool) -> None:
-    """Refuse a folder with files, or with ``overwrite`` remove an earlier conversion's JSON."""
+def _check_room(out: Path, overwrite: bool, sources: set[Path]) -> None:
+    """Refuse a folder with files; with ``overwrite`` one that holds no conversion, or sources."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {str(out)!r} is a file; name a folder")
     if not out.is_dir() or not any(out.iterdir()):
@@ -144,8 +149,8 @@ def _make_room(out: Path, overwrite: bool) -> None:
         raise UserError(f"--out {str(out)!r} is not empty: choose another folder or --overwrite")
     if not (out / "report.json").is_file():
         raise UserError(f"--out {str(out)!r} holds no conversion: choose another folder")
-    for file in out.glob("*.json"):
-        file.unlink()
+    if out.resolve() in sources:
+        raise UserError(f"--out {str(out)!r} would replace what is read: choose another folder")
 
 
 def add_split(commands: argparse._SubParsersAction) -> None:

@@ -13,6 +13,8 @@ from detrex_mammo.data.grey_levels import WindowPolicy, range_of_pixels, stretch
 from detrex_mammo.errors import UserError
 
 logger = logging.getLogger(__name__)
+# OpenCV prints its own lines of a damaged file; ours is one sentence.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 DICOM_SUFFIXES = {".dcm", ".dicom", ".dcim", ".ima"}
 PICTURE_SUFFIXES = {".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".pgm"}
 _has_warned = False
@@ -98,8 +100,11 @@ def read_picture(path: str | os.PathLike) -> np.ndarray:
     if not os.path.isfile(path):
         raise UserError(f"image {str(path)!r} does not exist: check file_name and image_root")
     data = np.fromfile(path, dtype=np.uint8)
-    # imdecode, not imread: it takes any path, and an unreadable file is told apart from none.
-    pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    try:
+        # imdecode, not imread: it takes any path, and an unreadable file is told apart from none.
+        pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    except cv2.error:  # a side or area beyond OpenCV's limits
+        pixels = None
     if pixels is None:
         raise UserError(
             f"image {str(path)!r} cannot be decoded ({data.size} bytes): it is cut off, damaged, "

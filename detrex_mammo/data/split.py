@@ -4,12 +4,9 @@
 G patients, F folds, S strata.
 """
 
-import hashlib
-import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +17,11 @@ from tabulate import tabulate
 from detrex_mammo.data.checks.patients import normal_split, patient_key, split_of_file
 from detrex_mammo.data.coco_table import CocoTable, ImageRow, read_table
 from detrex_mammo.data.dataset_folder import write_json
-from detrex_mammo.data.json_stream import EntryWriter, read_entries
+from detrex_mammo.data.split_files import FOLD, remove_earlier, sha256, write_files
 from detrex_mammo.errors import UserError
 
 NEGATIVE, UNKNOWN = "no lesion", "unknown"
-LEFT_OUT, FOLD = "left out", "fold"
+LEFT_OUT = "left out"
 _MOST_PASSES = 10
 
 
@@ -140,29 +137,33 @@ def plan_split(tables: Sequence[CocoTable], options: SplitOptions) -> Split:
     Images of an official split (their ``split`` key, or their file's name) other than training
     stay there. Training images and those without a split are divided; where a patient is in a
     split that stays, too, her other images are left out. Official training images next to official
-    validation images are only divided into folds.
+    validation images are only divided into folds; those of patients who are in an official
+    validation or test split are left out there, too.
 
     Raises:
         UserError: the options are not possible, or there is nothing to divide.
     """
     options.check()
     images = [(table, image) for table in tables for image in table.images]
-    keys = [_group(table, row) for table in tables for row in range(len(table.images))]
+    keys = _groups([image for _, image in images])
     group_of_key = {key: group for group, key in enumerate(dict.fromkeys(keys))}
     group_of = np.array([group_of_key[key] for key in keys])
     sides = [None if options.ignore_official else _official(t, image) for t, image in images]
     divided = (None,) if "val" in sides and not options.folds else (None, "train")
     to_divide = np.array([side in divided for side in sides])
-    notes = _notes(tables, keys, [None if d else s for d, s in zip(to_divide, sides)])
-    held = np.zeros(len(group_of_key), dtype=bool)
+    held, measured = np.zeros((2, len(group_of_key)), dtype=bool)
     held[group_of[~to_divide]] = True
-    leaking = to_divide & held[group_of]
+    is_train = np.array([side == "train" for side in sides])
+    measured[group_of[~to_divide & ~is_train]] = True
+    leaking = (to_divide & held[group_of]) | (is_train & measured[group_of])
+    stays = ~to_divide & ~leaking
+    notes = _notes(tables, keys, [side if s else None for side, s in zip(sides, stays)])
     names, membership = _strata(tables)
     free = to_divide & ~leaking
     if not free.any() and not options.ignore_official:
         notes.append("everything is in an official split already: nothing was divided")
     side_of_group = _divide(group_of, free, membership, len(group_of_key), sides, options)
-    for row in np.flatnonzero(to_divide).tolist():
+    for row in np.flatnonzero(to_divide | leaking).tolist():
         sides[row] = LEFT_OUT if leaking[row] else side_of_group[group_of[row]]
     if leaking.any():
         notes.append(
@@ -176,14 +177,16 @@ def plan_split(tables: Sequence[CocoTable], options: SplitOptions) -> Split:
     return Split(list(tables), of_source, patients, counts, notes)
 
 
-def _group(table: CocoTable, row: int) -> tuple[str, str]:
-    """What must stay together: a patient; else a study; else a file."""
-    image = table.images[row]
-    key = patient_key(image)
-    if key is None:
-        rest = f"study {image.study_id}" if image.study_id else f"file {image.file_name}"
-        key = (image.dataset, rest)
-    return key
+def _groups(images: Sequence[ImageRow]) -> list[tuple[str, str]]:
+    """What each image must stay together with: a patient, also of its study; a study; a file."""
+    keys = [patient_key(image) for image in images]
+    of_study = {(i.dataset, i.study_id): key for i, key in zip(images, keys) if i.study_id and key}
+    groups = []
+    for image, key in zip(images, keys):
+        study = image.study_id
+        rest = f"study {study}" if study else f"file {image.file_name}"
+        groups.append(key or of_study.get((image.dataset, study)) or (image.dataset, rest))
+    return groups
 
 
 def _official(table: CocoTable, image: ImageRow) -> str | None:
@@ -315,11 +318,12 @@ def split_dataset(
     for path in (*targets, out / "splits.json"):
         if path.exists() and (not overwrite or path.resolve() in [p.resolve() for p in paths]):
             raise UserError(f"{str(path)!r} is there already: choose another --out, or --overwrite")
-    _write_files(split, targets, progress)
+    remove_earlier(out, {path.resolve() for path in (*targets, *paths)})
+    write_files(tables, split.sides, targets, progress)
     record = {
         "options": asdict(options),
-        "sources": {str(path): _sha256(path) for path in paths},
-        "files": {path.relative_to(out).as_posix(): _sha256(path) for path in targets},
+        "sources": {str(path): sha256(path) for path in paths},
+        "files": {path.relative_to(out).as_posix(): sha256(path) for path in targets},
         "images": split.counts,
         "notes": split.notes,
         "patients": split.patients,
@@ -341,46 +345,3 @@ def _check_sources(tables: Sequence[CocoTable]) -> None:
                     "taken: run tools/check_data.py on it, --fix repairs it"
                 )
             seen.add(image.id)
-
-
-def _write_files(split: Split, targets: dict[Path, tuple[str, ...]], progress: bool) -> None:
-    files_of: dict[str, list[tuple[Path, str]]] = {}
-    for path, sides in targets.items():
-        for side in sides:
-            files_of.setdefault(side, []).append((path, path.stem))
-    with ExitStack() as stack:
-        writers = {}
-        for path in targets:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            writers[path] = stack.enter_context(EntryWriter(path))
-        for source, key, index, entry in _entries(split.tables, progress):
-            if key not in ("images", "annotations") or index is None:
-                for writer in writers.values():
-                    writer.add(key, json.dumps(entry), index is not None)
-                continue
-            table, sides = split.tables[source], split.sides[source]
-            row = index if key == "images" else int(table.image_of[index])
-            text = json.dumps(entry) if key == "annotations" else ""
-            for path, name in files_of.get(sides[row], ()) if row >= 0 else ():
-                writers[path].add(key, text or json.dumps({**entry, "split": name}))
-
-
-def _entries(tables: list[CocoTable], progress: bool) -> Iterator[tuple[int, str, Any, Any]]:
-    """Entries of all sources: as they come from one, list by list from several."""
-    if len(tables) == 1:
-        for key, index, entry in read_entries(tables[0].path, progress):
-            yield 0, key, index, entry
-        return
-    for wanted in ("images", "annotations", None):
-        for source, table in enumerate(tables if wanted else tables[:1]):
-            for key, index, entry in read_entries(table.path, progress):
-                if key == wanted or (not wanted and key not in ("images", "annotations")):
-                    yield source, key, index, entry
-
-
-def _sha256(path: Path) -> str:
-    hashed = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            hashed.update(block)
-    return hashed.hexdigest()

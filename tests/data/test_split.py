@@ -181,6 +181,48 @@ def test_official_training_and_validation_sets_stay_unless_folds_are_asked_for(t
     assert ids(tmp_path / "folds/val.json") == ids(val)
 
 
+def test_an_official_training_image_of_a_measured_patient_is_left_out(tmp_path):
+    images = [image(n, f"P{n}", split=("train", "val", "test")[n % 3]) for n in range(12)]
+    images += [image(20, "P1", split="train"), image(21, "P2", split="train")]
+    images += [image(22, "P1", split="test"), image(23, "P3")]
+    path = write(tmp_path / "all.json", images, [])
+    split = split_dataset([path], tmp_path / "out", SplitOptions())
+    assert ids(tmp_path / "out/train.json") == [0, 3, 6, 9]
+    assert {20, 21} & {*ids(tmp_path / "out/val.json"), *ids(tmp_path / "out/test.json")} == set()
+    assert any(note.startswith("left out: 3 images of 3 patients") for note in split.notes)
+    # Both were measured on before: that stays, and is told.
+    assert any("1 patients are in two official splits" in note for note in split.notes)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_study_whose_patient_one_image_names_stays_with_her(tmp_path, seed):
+    images = [image(n, f"P{n // 2}", study_id=f"s{n // 2}") for n in range(20)]
+    for entry in images[1::2]:
+        del entry["patient_id"]
+    path = write(tmp_path / "all.json", images, [])
+    split_dataset([path], tmp_path / "out", SplitOptions(seed=seed))
+    sides = [{n // 2 for n in ids(tmp_path / f"out/{side}.json")} for side in ("train", "val")]
+    assert sides[0] and sides[1] and not sides[0] & sides[1]
+
+
+def test_files_of_an_earlier_split_do_not_stay(tmp_path):
+    path, out = cohort(tmp_path / "all.json"), tmp_path / "out"
+    split_dataset([path], out, SplitOptions(folds=4, test=0.2))
+    (out / "fold3/notes.txt").write_text("mine")
+    (out / "fold3/other.json").write_text("mine")
+    split_dataset([path], out, SplitOptions(folds=2), overwrite=True)
+    left = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
+    folds = [f"fold{n}/{name}.json" for n in (0, 1) for name in ("train", "val")]
+    assert left == [*folds, "fold3/notes.txt", "fold3/other.json", "splits.json"]
+    # A file that is read is not removed, nor is any that a record of someone else names.
+    record = read(out / "splits.json")
+    record["files"] |= {"../all.json": "", "/etc/hosts": "", str(path): ""}
+    (out / "splits.json").write_text(json.dumps(record))
+    split_dataset([out / "fold0/train.json"], out, SplitOptions(), overwrite=True)
+    assert path.is_file() and (out / "fold0/train.json").is_file()
+    assert not (out / "fold0/val.json").exists()
+
+
 def test_images_without_patient_are_told_and_studies_stay_together(tmp_path):
     images = [image(n, patient=..., study_id=f"S{n // 4}") for n in range(1, 41)]
     split = split_dataset([write(tmp_path / "a.json", images)], tmp_path / "out", SplitOptions())

@@ -68,7 +68,7 @@ def convert(root: Path, out: Path, negatives: int = 0) -> Dataset:
             _add_box(dataset, image, where, cells)
     for volume in _normal_volumes(dataset, root, places, negatives) if negatives else ():
         _add_slice(dataset, root, out, places, volume, None, " ".join(volume))
-    return dataset
+    return dataset.without_damaged()
 
 
 def _rows(

@@ -68,6 +68,7 @@ class _View:
     name: str
     films: dict[str, Path] = field(default_factory=dict)  # split: file
     lesions: list[_Lesion] = field(default_factory=list)
+    is_whole: bool = True  # no lesion is known to be missing
 
 
 def convert(
@@ -162,11 +163,13 @@ def _add_row(
     _, part, patient, side, name = folder.groups()
     if cells["patient_id"] != patient:
         dataset.report.add("fixed", "rows of another patient than their folder's", where)
+    view = views.setdefault((patient, side, name), _View(patient, side[0], name))
     films = files.resolve(paths[0])
     if not films:
         films = files.folders.get(folder.group(0), [])
         if len(films) != 1:
             dataset.report.add("dropped", "lesions whose film is missing", f"{where}: {paths[0]}")
+            view.is_whole = False
             return
         dataset.report.add("fixed", "films of an unknown series, found by their folder", where)
     elif not films[0].as_posix().endswith("/" + paths[0]):
@@ -175,7 +178,6 @@ def _add_row(
     candidates = list(dict.fromkeys([*named, *(files.resolve(crop) if crop else [])]))
     candidates = candidates or files.folders.get(paths[1].split("/")[0], [])
     is_named = bool(named) and named[0].as_posix().endswith("/" + paths[1])
-    view = views.setdefault((patient, side, name), _View(patient, side[0], name))
     view.films.setdefault("train" if part == "Training" else "test", films[0])
     lesion = _Lesion(where, kind, films[0], candidates, named[0] if is_named else None, cells)
     view.lesions.append(lesion)
@@ -193,7 +195,7 @@ def _mend_splits(dataset: Dataset, views: dict[tuple[str, str, str], _View], lea
             continue
         dataset.report.add("fixed", "patients of both splits, moved to the test set", patient)
         for view in views.values():
-            if view.patient == patient:
+            if view.patient == patient and view.films:
                 view.films = {"test": view.films.get("test") or view.films["train"]}
     for view in views.values():
         if len({lesion.film for lesion in view.lesions}) > len(view.films):
@@ -207,7 +209,8 @@ def _add_view(dataset: Dataset, root: Path, view: _View, category: str) -> None:
     densities = [c.get("breast_density") or c.get("breast density") for c in cells]
     found = [(lesion, _box(dataset, lesion, category)) for lesion in view.lesions]
     for split, film in view.films.items():
-        if _header(film) is not None and any(box is None for _, box in found):
+        is_whole = view.is_whole and all(box is not None for _, box in found)
+        if _header(film) is not None and not is_whole:
             # without one of its boxes it would teach that there is nothing
             example = f"{split} {view.patient} {view.side} {view.name}"
             dataset.report.add("dropped", "films with a lesion that has no box", example)

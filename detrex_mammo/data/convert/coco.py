@@ -102,9 +102,10 @@ def convert(
     source.dataset.report = report
     splits = [_SPLIT_IN_NAME.search(path.stem) for path in paths]
     folders = folders * len(paths) if len(folders) == 1 else folders
+    taken: set[tuple] = set()
     for path, content, folder, split in zip(paths, contents, folders, splits):
         given = split.group(1).lower() if all(splits) else ""
-        _File(source, path.name, folder, given, no_image_files).add(content)
+        taken |= _File(source, path.name, folder, given, no_image_files, taken).add(content)
     return source.finish()
 
 
@@ -185,14 +186,23 @@ def _is_number(value: Any) -> bool:
 class _File:
     """One file on its way into the dataset."""
 
-    def __init__(self, source: Source, name: str, folder: str, split: str, trusts_sizes: bool):
+    def __init__(
+        self,
+        source: Source,
+        name: str,
+        folder: str,
+        split: str,
+        trusts_sizes: bool,
+        taken: set[tuple],
+    ):
         self.source, self.name, self.folder, self.split = source, name, folder, split
         self.trusts_sizes = trusts_sizes
+        self.taken, self.added = taken, set()  # (file, class, box) of earlier files, of this one
         self.categories: dict[Any, str] = {}
         self.images: dict[Any, dict[str, Any] | None] = {}
 
-    def add(self, content: dict[str, list[Any]]) -> None:
-        """Add all that the file lists."""
+    def add(self, content: dict[str, list[Any]]) -> set[tuple]:
+        """Add all that the file lists; returns its boxes."""
         for index, entry in enumerate(content["categories"]):
             self._add_category(entry, f"{self.name}: categories[{index}]")
         bar = tqdm(content["images"], desc=self.name, unit="image", disable=None)
@@ -200,6 +210,7 @@ class _File:
             self._add_image(entry, f"{self.name}: images[{index}]")
         for index, entry in enumerate(content["annotations"]):
             self._add_annotation(entry, f"{self.name}: annotations[{index}]")
+        return self.added
 
     def _add_category(self, entry: Any, where: str) -> None:
         if not _is_category(entry):
@@ -302,7 +313,12 @@ class _File:
                     self.source.drop(f"values of {key} that are {text}", where)
                 del more[key]
         category = self.categories[entry["category_id"]]
-        self.source.add_box(image, box, category, more, given or kind)
+        key = (image["file_name"], category, *box)
+        self.added.add(key)
+        if key in self.taken:
+            self.source.drop("boxes that an earlier file has, too", where)
+        else:
+            self.source.add_box(image, box, category, more, given or kind)
 
     def _image_of(self, entry: Any) -> dict[str, Any] | None:
         """The image that a damaged annotation names; None if it cannot be told."""

@@ -51,12 +51,13 @@ class Report:
         Args:
             kind: "kept", "fixed" or "dropped".
             reason: the same words for the same reason.
-            example: which file or row.
+            example: which file or row. Letters that no line of text can hold become "?".
         """
+        reason = _one_line(reason)
         self.counts[kind][reason] += 1
         examples = self.examples[kind, reason]
         if example and len(examples) < _MOST_EXAMPLES:
-            examples.append(example)
+            examples.append(_one_line(example))
 
     def move(self, what: str, reason: str, example: str) -> None:
         """Count one thing that was kept as dropped."""
@@ -82,6 +83,10 @@ class Report:
             for reason, count in counts.most_common()
         ]
         return tabulate(rows, headers=("", "number", "what, or why", "for example"))
+
+
+def _one_line(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def write_coco(path: Path, content: dict[str, Iterable[Any]]) -> None:
@@ -112,6 +117,7 @@ class Dataset:
         self.report = Report()
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
+        self._damaged: dict[int, None] = {}  # ids of images with a box that cannot be used
         self._is_open = categories is None
         self._categories = {name: index + 1 for index, name in enumerate(categories or [])}
 
@@ -172,12 +178,14 @@ class Dataset:
         values = [float(value) for value in box]
         if not all(math.isfinite(value) for value in values):
             self.report.add("dropped", "boxes with a value that is no number", image["file_name"])
+            self._damaged[image["id"]] = None
             return None
         x1, y1, width, height = values
         x2, y2 = min(x1 + width, image["width"]), min(y1 + height, image["height"])
         x1, y1 = max(x1, 0.0), max(y1, 0.0)
         if x2 <= x1 or y2 <= y1:
             self.report.add("dropped", "boxes without area in the image", image["file_name"])
+            self._damaged[image["id"]] = None
             return None
         cut = [x1, y1, x2 - x1, y2 - y1]
         if any(abs(a - b) > 1e-6 for a, b in zip(cut, values)):
@@ -195,6 +203,12 @@ class Dataset:
         self.annotations.append(annotation)
         self.report.add("kept", "boxes")
         return annotation
+
+    def without_damaged(self) -> "Dataset":
+        """Itself, without the images of boxes that cannot be used: they are no negatives."""
+        self.remove_images(self._damaged, "with a box that cannot be used")
+        self._damaged.clear()
+        return self
 
     def remove_images(self, ids: Collection[int], why: str) -> None:
         """Take images and their boxes out again; the others get new ids, in the same order.

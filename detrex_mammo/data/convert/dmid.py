@@ -81,7 +81,7 @@ def convert(root: Path, out: Path, origin: str = "auto", min_pixels: int = 50) -
             dataset.report.add("dropped", "images that are missing", f"IMG{number:03d}")
             continue
         _add_image(dataset, root, images[number], found.get(number), entry, origin, min_pixels)
-    return dataset
+    return dataset.without_damaged()
 
 
 def _files(dataset: Dataset, root: Path) -> tuple[dict[int, Path], dict[int, Path]]:

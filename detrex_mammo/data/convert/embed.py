@@ -6,7 +6,8 @@
   worst of the findings on the same side.
 - The tables are joined by accession and side; a finding of side "B" or none counts for both.
 - An image without a region is a negative only if its findings are all BI-RADS 1 or 2.
-- Paths of the table are absolute on another machine: their longest end below --root counts.
+- Paths of the table are absolute on another machine: their longest end below --root, or below
+  its folder "images", counts.
 """
 
 import argparse
@@ -45,7 +46,7 @@ def convert(
     """Read both tables, the reduced ones if the whole ones are not there.
 
     Args:
-        root: holds the tables and the images, at any depth.
+        root: holds the tables, at any depth, and the images as their paths end, or in ``images``.
         out: unused; the images stay where they are.
         image_types: values of FinalImageType: "2D" and "cview" (synthetic); tomosynthesis is left
             out.
@@ -64,7 +65,7 @@ def convert(
         side = tables.side(cells["imagelateralityfinal"])
         joined = [f for f in findings[_accession(cells)] if f["side"].upper() in ("B", "", side)]
         boxes = _boxes(cells)
-        name = tables.longest_tail(root, cells["anon_dicom_path"])
+        name = _find(root, cells["anon_dicom_path"])
         reason = _reason_against(cells, image_types, joined, boxes)
         if reason is None and (name is None or name in seen):
             reason = "images that are missing" if name is None else "images of two rows"
@@ -88,7 +89,14 @@ def convert(
         for y1, x1, y2, x2 in boxes:
             more = {"birads": known["birads"], "pathology": _pathology(joined)}
             dataset.add_box(image, (x1, y1, x2 - x1, y2 - y1), "lesion", source="ellipse", **more)
-    return dataset
+    return dataset.without_damaged()
+
+
+def _find(root: Path, written: str) -> str | None:
+    """An image, relative to ``root``: the download has ``images`` where the paths do not."""
+    found = tables.longest_tail(root, written)
+    inside = None if found else tables.longest_tail(root / "images", written)
+    return found or (inside and f"images/{inside}")
 
 
 def _accession(cells: dict[str, str]) -> str:

@@ -15,7 +15,7 @@ from detrex_mammo.data.convert.dataset import Dataset
 from detrex_mammo.data.image_io import PICTURE_SUFFIXES, is_dicom, read_picture
 from detrex_mammo.errors import UserError
 
-MIN_SIDE, MAX_PIXELS = 16, 400_000_000
+MIN_SIDE, MAX_SIDE, MAX_PIXELS = 16, 1 << 20, 400_000_000  # OpenCV decodes no longer side
 _END_OF_FRAGMENTS = b"\xfe\xff\xdd\xe0\0\0\0\0"  # sequence delimitation item, PS3.5 A.4
 _ENDS = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
 _TAIL = 1 << 16  # what may stand behind the pixels
@@ -98,6 +98,8 @@ def read_header(path: Path, allow_for_processing: bool = False) -> Header:
         raise BadImage(f"cannot be read ({error.strerror})") from error
     if min(header.height, header.width) < MIN_SIDE:
         raise BadImage(f"smaller than {MIN_SIDE} pixels")
+    if max(header.height, header.width) > MAX_SIDE:
+        raise BadImage(f"longer than {MAX_SIDE} pixels")
     if header.height * header.width > MAX_PIXELS:
         raise BadImage(f"larger than {MAX_PIXELS // 10**6} million pixels")
     return header
@@ -108,7 +110,8 @@ def _read_dicom(path: Path, allow_for_processing: bool) -> Header:
 
     from detrex_mammo.data.dicom_record import describe
 
-    with open(path, "rb") as file:
+    with open(path, "rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a damaged file is reported, not warned of
         try:
             dataset = pydicom.dcmread(file, stop_before_pixels=True)
             syntax = dataset.file_meta.TransferSyntaxUID
@@ -123,7 +126,7 @@ def _read_dicom(path: Path, allow_for_processing: bool) -> Header:
         bits = int(dataset.get("BitsAllocated") or 0) * samples * frames
         if not syntax.is_deflated:
             bytes_needed = None if syntax.is_compressed else header.height * header.width * bits / 8
-            _check_pixel_data(file, syntax.is_implicit_VR, bytes_needed)
+            _check_pixel_data(file, syntax, bytes_needed)
     if record.pop("photometric") not in ("MONOCHROME1", "MONOCHROME2"):
         raise BadImage("no grey image")
     intent = str(dataset.get("PresentationIntentType", "")).upper()
@@ -135,18 +138,19 @@ def _read_dicom(path: Path, allow_for_processing: bool) -> Header:
     return header
 
 
-def _check_pixel_data(file: BinaryIO, is_implicit: bool, bytes_needed: float | None) -> None:
-    """Whether pixel data stand at the file's position and are whole.
+def _check_pixel_data(file: BinaryIO, syntax: Any, bytes_needed: float | None) -> None:
+    """Whether pixel data stand at the file's position, of the syntax, and are whole.
 
     Args:
         file: at the element behind the header.
-        is_implicit: whether the element comes without its type.
+        syntax: transfer syntax of the file.
         bytes_needed: of native pixels; None for compressed ones.
     """
-    start = file.read(8 if is_implicit else 12)
-    if start[:4] != b"\xe0\x7f\x10\x00":
+    start = file.read(8 if syntax.is_implicit_VR else 12)
+    order = "little" if syntax.is_little_endian else "big"
+    if [int.from_bytes(start[at : at + 2], order) for at in (0, 2)] != [0x7FE0, 0x10]:
         raise BadImage("no pixel data: cut off, or no image")
-    length = int.from_bytes(start[-4:], "little")
+    length = int.from_bytes(start[-4:], order)
     if (length == 0xFFFFFFFF) != (bytes_needed is None):
         raise BadImage("transfer syntax does not fit the pixel data")
     begin = file.tell()
@@ -158,6 +162,23 @@ def _check_pixel_data(file: BinaryIO, is_implicit: bool, bytes_needed: float | N
     file.seek(max(begin, end - _TAIL))
     if _END_OF_FRAGMENTS not in file.read():
         raise BadImage("pixel data are cut off")
+    file.seek(begin)
+    table = int.from_bytes(file.read(8)[4:], "little")
+    file.seek(begin + 8 + table + 8)  # behind the first fragment's tag and length
+    if not _is_start(file.read(8), syntax):
+        raise BadImage("transfer syntax does not fit the pixel data")
+
+
+def _is_start(data: bytes, syntax: Any) -> bool:
+    """Whether a codestream that begins with these 8 bytes is one of a transfer syntax."""
+    from pydicom import uid
+
+    if syntax in uid.JPEG2000TransferSyntaxes:
+        return data.startswith((b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  "))
+    if syntax in (*uid.JPEGTransferSyntaxes, *uid.JPEGLSTransferSyntaxes):
+        return data.startswith(b"\xff\xd8")
+    # Number of segments, then where the first one begins: behind a header of 64 bytes.
+    return syntax not in uid.RLETransferSyntaxes or data[1:] == b"\0\0\0\x40\0\0\0"
 
 
 def _read_picture_header(path: Path) -> Header:
@@ -173,6 +194,8 @@ def _read_picture_header(path: Path) -> Header:
     bits = 16 if mode.startswith("I") else 8
     if kind in _ENDS:
         with open(path, "rb") as file:
+            if kind == "PNG":  # Pillow makes 8 bits of colour with 16
+                bits = max(8, file.read(25)[24])
             file.seek(max(0, path.stat().st_size - _TAIL))
             if _ENDS[kind] not in file.read():
                 raise BadImage("pixel data are cut off")

@@ -98,7 +98,7 @@ def convert(
         _add_image(dataset, root, path, rows.get(match.group(1)), xml, policy)
     for xml in xmls.values():
         dataset.report.add("dropped", "XML files without an image", xml.name)
-    return dataset
+    return dataset.without_damaged()
 
 
 def _read_table(dataset: Dataset, folder: Path) -> dict[str, dict[str, str]]:

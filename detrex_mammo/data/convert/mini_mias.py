@@ -61,7 +61,7 @@ def convert(root: Path, out: Path) -> Dataset:
         dataset.report.add("dropped", "films without a row", films[name].name)
     for name, found in tqdm(rows.items(), desc="mini-MIAS", unit="film", disable=None):
         _add_film(dataset, root, films.get(name), name, found)
-    return dataset
+    return dataset.without_damaged()
 
 
 def _add_film(

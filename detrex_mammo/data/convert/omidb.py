@@ -79,7 +79,7 @@ def convert(
             _add_image(dataset, root, image, number, origin, allow_for_processing)
         for left in marks_in_file:
             dataset.report.add("dropped", "images that omidb links to no episode", left)
-    return dataset
+    return dataset.without_damaged()
 
 
 def _marks_in_file(folder: Path) -> dict[str, int] | None:

@@ -1,7 +1,8 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
 """VinDr-Mammo (PhysioNet 1.0.0): DICOM files, a table of images and one of findings.
 
-- Most images are normal: they come from the table of images and are kept as negatives.
+- Most images are normal and kept as negatives: their row of findings says so. An image without
+  such a row is not known to be normal and is left out.
 - A row may name several categories for one box; --multi-label says what becomes of it.
 - Some boxes leave the image and are cut; raw FOR PROCESSING images are left out.
 - A study is a patient's only one, so its id is the patient's.
@@ -75,22 +76,28 @@ def convert(
     # Without one of its findings an image would teach that there is nothing.
     findings = [(*row, _named(dataset, *row)) for row in rows]
     images: dict[str, dict[str, Any] | None] = {}
+    listed = {cells["image_id"] for _, cells in rows}
     for where, cells, named in findings:
         if named is None and cells["image_id"] not in images:
             images[cells["image_id"]] = None
             dataset.report.add("dropped", "images with a finding that cannot be read", where)
     rows = _image_rows(dataset, root) + rows
     for where, cells in tqdm(rows, desc="VinDr-Mammo", unit="row", disable=None):
-        if cells["image_id"] not in images:
+        if cells["image_id"] in images:
+            continue
+        image = None
+        if cells["image_id"] in listed:
             image = _add_image(dataset, root, where, cells, allow_for_processing)
-            images[cells["image_id"]] = image
+        else:  # a normal image has a row, too
+            dataset.report.add("dropped", "images without a row of findings", where)
+        images[cells["image_id"]] = image
     for where, cells, named in findings:
         if named and images[cells["image_id"]] is None:
             dataset.report.add("dropped", "findings of an image that was dropped", where)
         elif named:
             chosen = _chosen(dataset, where, named, multi_label, classes)
             _add_finding(dataset, images[cells["image_id"]], where, cells, named, chosen)
-    return dataset
+    return dataset.without_damaged()
 
 
 def _image_rows(dataset: Dataset, root: Path) -> list[tuple[str, dict[str, str]]]:

@@ -153,6 +153,7 @@ def test_damaged_and_hostile_rows_are_one_line_each(tree):
         "slices: pixel data are cut off": 1,
         "boxes of a slice that was dropped": 5,
         "boxes without area in the image": 1,
+        "images with a box that cannot be used": 1,
     }
 
 

@@ -243,6 +243,19 @@ def test_mass_and_calcification_of_one_film_are_one_image(tree):
     assert reported(dataset, "fixed")["films there twice, as Mass and as Calc, merged"] == 1
 
 
+def test_a_film_whose_other_copy_is_missing_lacks_a_lesion(tree):
+    tree.add("Mass-Training_P_00003_LEFT_CC", (1, 2, 3, 4))
+    tree.add("Mass-Training_P_00004_LEFT_CC", (1, 2, 3, 4))
+    calc = "Calc-Training_P_00003_LEFT_CC"
+    tree.row(calc, f"{calc}/9.0/9.1.{calc}/000000.dcm", *tree.lesion(calc, (20, 22, 5, 6)))
+    dataset = convert(tree.write(), tree.root)
+    assert [image["patient_id"] for image in dataset.images] == ["P_00004"]
+    assert reported(dataset, "dropped") == {
+        "lesions whose film is missing": 1,
+        "films with a lesion that has no box": 1,
+    }
+
+
 def test_several_lesions_of_a_film(tree):
     case = "Mass-Training_P_00001_LEFT_CC"
     film = tree.film(case)

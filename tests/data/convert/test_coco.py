@@ -99,6 +99,14 @@ def test_an_image_of_two_files_is_one(folder):
     }
 
 
+def test_boxes_of_an_image_of_two_files_are_there_once(folder):
+    root = folder(x=FIRST, y=FIRST)
+    once, twice = convert(root, root, json=["x.json"]), convert(root, root)
+    assert boxes_of(twice) == boxes_of(once)
+    count = len(FIRST["annotations"])
+    assert reported(twice, "dropped") == {"boxes that an earlier file has, too": count}
+
+
 @pytest.mark.parametrize("placed", [True, False])
 def test_cocos_own_folders_and_splits_by_the_files_names(tmp_path, placed):
     for split, content, names in (("train", FIRST, "ab"), ("val", SECOND, "c")):

@@ -2,6 +2,7 @@
 """What converters fill: valid COCO JSON with extra keys, and a report of every loss."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,18 @@ def test_splits_are_files_and_nothing_is_lost_silently(tmp_path: Path) -> None:
     assert len(train["categories"]) == 4  # the same in every file
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["dropped"]["images without a split"]["examples"] == ["3.png"]
+
+
+def test_names_that_are_no_text_are_told_in_one_line(tmp_path: Path) -> None:
+    dataset = Dataset("x", ["mass"])
+    name = os.fsdecode(b"images/\xff\n.png")
+    image = dataset.add_image(name, 60, 40)
+    dataset.add_box(image, (50, 0, 5, 5), "mass")
+    (file,) = dataset.write(tmp_path)
+    assert json.loads(file.read_text())["images"][0]["file_name"] == name
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert report["dropped"]["boxes without area in the image"]["examples"] == ["images/??.png"]
+    assert "images/??.png" in dataset.report.describe().encode().decode()
 
 
 @pytest.mark.parametrize("name", ["../x.png", "/etc/x.png", "a/../../x.png"])

@@ -73,6 +73,22 @@ def test_regions_are_y_before_x_and_tables_are_joined(tree):
     assert reported(dataset, "dropped") == {}
 
 
+def test_paths_without_the_downloads_folder(tree):
+    tree.add("a", "[[3, 2, 23, 12]]", 1, path="/mnt/anon_dicom/cohort_1/a.dcm")
+    tree.add("b", "[[3, 2, 23, 12]]", 1, path="/mnt/anon_dicom/cohort_2/b.dcm")
+    tree.add("c", "[[3, 2, 23, 12]]", 1, path="/mnt/anon_dicom/../images/cohort_1/c.dcm")
+    dataset = tree.convert()
+    assert list(images_of(dataset)) == ["images/cohort_1/a.dcm"]
+    assert reported(dataset, "dropped") == {"images that are missing": 2}
+
+
+def test_a_region_without_area_makes_no_negative(tree):
+    tree.add("a", "[[23, 2, 3, 12]]", 1)
+    tree.add("b", "[[3, 2, 23, 12]]", 1)
+    dataset = tree.convert()
+    assert list(images_of(dataset)) == ["images/cohort_1/b.dcm"]
+
+
 def test_only_certain_negatives_are_taken(tree):
     for number, (asses, side) in enumerate([("N", "B"), ("B", ""), ("A", "L"), ("S", "B")]):
         tree.add(f"n{number}", acc=str(number))

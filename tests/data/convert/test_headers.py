@@ -1,14 +1,19 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
 """Header and wholeness of each kind of file; damaged ones get one line each."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pydicom
 import pytest
-from pydicom.uid import RLELossless
+from pydicom.data import get_testdata_file
+from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless
 
 from detrex_mammo.data.convert.dataset import Dataset
 from detrex_mammo.data.convert.headers import BadImage, add_file, read_header
+from detrex_mammo.data.image_io import read_picture
+from detrex_mammo.errors import UserError
 from tests.data.convert.trees import (
     images_of,
     reported,
@@ -28,6 +33,15 @@ def test_dicom_header_without_its_pixels(tmp_path):
     assert header.record["bits_stored"] == 14
 
 
+def test_native_pixels_of_big_endian(tmp_path):
+    whole = Path(get_testdata_file("MR_small_bigendian.dcm", download=False)).read_bytes()
+    (tmp_path / "a.dcm").write_bytes(whole)
+    assert read_header(tmp_path / "a.dcm").height == 64
+    (tmp_path / "a.dcm").write_bytes(whole[:-200])
+    with pytest.raises(BadImage, match="cut off"):
+        read_header(tmp_path / "a.dcm")
+
+
 def test_compressed_pixels_are_whole_only_with_their_end(tmp_path):
     path = tmp_path / "a.dcm"
     write_dicom(path, np.arange(1200, dtype=np.uint16).reshape(40, 30))
@@ -37,6 +51,18 @@ def test_compressed_pixels_are_whole_only_with_their_end(tmp_path):
     assert read_header(path).height == 40
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(BadImage, match="cut off"):
+        read_header(path)
+
+
+@pytest.mark.parametrize("wrong", [JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless])
+def test_compressed_pixels_of_another_syntax(tmp_path, wrong):
+    path = tmp_path / "a.dcm"
+    write_dicom(path, np.arange(1200, dtype=np.uint16).reshape(40, 30))
+    dataset = pydicom.dcmread(path)
+    dataset.compress(RLELossless)
+    dataset.file_meta.TransferSyntaxUID = wrong
+    dataset.save_as(path)
+    with pytest.raises(BadImage, match="transfer syntax does not fit"):
         read_header(path)
 
 
@@ -79,6 +105,21 @@ def test_pictures(tmp_path, suffix, bits):
         return  # the decoder fills it up
     with pytest.raises(BadImage):
         read_header(path)
+
+
+def test_a_side_that_cannot_be_decoded(tmp_path):
+    for name in ("a.pgm", "b.pgm"):
+        size = b"1100000 20" if name == "a.pgm" else b"20 1100000"
+        (tmp_path / name).write_bytes(b"P5\n" + size + b"\n255\n" + b"\7" * 22_000_000)
+        with pytest.raises(BadImage):
+            read_header(tmp_path / name)
+        with pytest.raises(UserError, match="cannot be decoded"):
+            read_picture(tmp_path / name)
+
+
+def test_colour_of_16_bits(tmp_path):
+    write_picture(tmp_path / "a.png", np.zeros((40, 30, 3), np.uint16))
+    assert read_header(tmp_path / "a.png").record == {"bits_stored": 16}
 
 
 def test_no_picture(tmp_path):

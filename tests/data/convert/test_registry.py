@@ -53,7 +53,7 @@ def vindr(tmp_path):
     ]
     (root / "images/s1").mkdir(parents=True)
     (root / "breast-level_annotations.csv").write_text("\n".join([header, *rows]))
-    found = [f"{rows[0]},['Mass'],-10,20,50,70", f"{rows[1]},['No Finding'],,,,"]
+    found = [f"{rows[0]},['Mass'],-10,20,50,70", *(f"{row},['No Finding'],,,," for row in rows[1:])]
     columns = f"{header},finding_categories,xmin,ymin,xmax,ymax"
     (root / "finding_annotations.csv").write_text("\n".join([columns, *found]))
     pixels = np.random.default_rng(0).integers(0, 4096, (200, 100)).astype(np.uint16)
@@ -84,6 +84,25 @@ def test_from_a_folder_to_training(vindr, tmp_path):
     assert mapped["instances"].gt_boxes.tensor.tolist() == [[0, 20, 50, 70]]
     (normal,) = load_coco_json("convert_registry_test", str(out / "test.json"), str(vindr))
     assert normal["annotations"] == []
+
+
+@pytest.mark.parametrize("inner", [".", "annotations", "mine"])
+def test_what_is_read_is_never_replaced(tmp_path, inner):
+    folder = tmp_path / inner
+    folder.mkdir(exist_ok=True)
+    (folder / "report.json").write_text("{}")
+    (folder / "a.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    options = ["--json", "mine/a.json"] if inner == "mine" else []
+    done = _run("coco", "--root", tmp_path, "--out", folder, "--overwrite", *options)
+    assert done.returncode == 2 and "would replace what is read" in done.stderr
+    assert (folder / "a.json").is_file()
+
+
+def test_an_earlier_conversion_stays_if_this_one_fails(vindr, tmp_path):
+    out = tmp_path / "out"
+    assert _run("vindr-mammo", "--root", vindr, "--out", out).returncode == 0
+    assert _run("vindr-mammo", "--root", tmp_path, "--out", out, "--overwrite").returncode == 2
+    assert (out / "train.json").is_file() and (out / "test.json").is_file()
 
 
 def test_a_folder_with_files_is_not_overwritten(vindr, tmp_path):

@@ -81,12 +81,40 @@ def test_a_box_of_several_categories(tree, multi_label):
 
 
 def test_boxes_out_of_bounds_are_cut_and_counted(tree):
-    box, outside, inverted = (-3, 50, 45.5, 70), (41, 0, 50, 9), (20, 20, 10, 30)
-    tree.add("a", *[("['Mass']", "", b) for b in (box, outside, inverted)])
+    tree.add("a", ("['Mass']", "", (-3, 50, 45.5, 70)))
     dataset = convert(tree.write(), tree.root)
     assert [row[2] for row in boxes_of(dataset)] == [(0, 50, 40, 10)]
     assert reported(dataset, "fixed") == {"boxes cut at the image's border": 1}
-    assert reported(dataset, "dropped") == {"boxes without area in the image": 2}
+    assert reported(dataset, "dropped") == {}
+
+
+def test_an_image_with_a_box_that_cannot_be_used_is_no_negative(tree):
+    tree.add("outside", ("['Mass']", "", (41, 0, 50, 9)))
+    tree.add("inverted", ("['Mass']", "", (20, 20, 10, 30)), ("['Mass']", "", (1, 2, 3, 4)))
+    tree.add("whole", ("['Mass']", "", (1, 2, 3, 4)))
+    dataset = convert(tree.write(), tree.root)
+    assert list(images_of(dataset)) == ["images/s1/whole.dicom"]
+    assert dataset.images[0]["id"] == dataset.annotations[0]["image_id"] == 1
+    assert reported(dataset, "kept") == {"images": 1, "boxes": 1}
+    assert reported(dataset, "dropped") == {
+        "boxes without area in the image": 2,
+        "images with a box that cannot be used": 2,
+        "boxes of images with a box that cannot be used": 1,
+    }
+
+
+def test_a_table_of_findings_that_was_cut_off_makes_no_negatives(tree):
+    for name in "abc":
+        tree.add(name, *([("['Mass']", "", (1, 2, 3, 4))] if name != "a" else []))
+    path = tree.write() / "finding_annotations.csv"
+    text = path.read_bytes()
+    path.write_bytes(text[: text.index(b",b,") + 9])  # in the row of b
+    dataset = convert(tree.root, tree.root)
+    assert list(images_of(dataset)) == ["images/s1/a.dicom"]
+    assert reported(dataset, "dropped") == {
+        "rows of another number of cells than the header": 1,
+        "images without a row of findings": 2,
+    }
 
 
 def test_chosen_classes(tree):
