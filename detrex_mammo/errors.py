@@ -1,6 +1,7 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
 """A user's mistake: one sentence on stderr, exit code 2, no traceback."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -38,4 +39,6 @@ def run_tool(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os._exit(1)
     sys.exit(code)

@@ -10,6 +10,7 @@ from pathlib import Path
 from detrex_mammo.errors import UserError, run_tool
 from detrex_mammo.evaluation.assess.settings import AssessSettings
 from detrex_mammo.evaluation.bootstrap import Bootstrap
+from detrex_mammo.evaluation.calibration import KINDS
 from detrex_mammo.evaluation.froc_settings import (
     DEFAULT_FPPI,
     DENOMINATORS,
@@ -26,7 +27,12 @@ from detrex_mammo.inference.offline import (
     write_page,
     write_results,
 )
-from detrex_mammo.inference.point_files import read_points, save_points
+from detrex_mammo.inference.point_files import (
+    read_calibration,
+    read_points,
+    save_calibration,
+    save_points,
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -68,6 +74,10 @@ def parser() -> argparse.ArgumentParser:
     points.add_argument("--choose", nargs="+", default=(), help="on these data: box:fppi:0.3 ...")
     points.add_argument("--save-points", type=Path, help="checkpoint or JSON to add them to")
     points.add_argument("--points", type=Path, help="checkpoint or JSON whose points to apply")
+    fitted = made.add_argument_group("calibration of scores, before all else")
+    fitted.add_argument("--calibrate", choices=sorted(KINDS), help="fit on the boxes of these data")
+    fitted.add_argument("--save-calibration", type=Path, help="checkpoint or JSON to put it into")
+    fitted.add_argument("--calibration", type=Path, help="checkpoint or JSON whose to apply")
     return made
 
 
@@ -85,26 +95,56 @@ def settings_of(arguments: argparse.Namespace) -> AssessSettings:
         draw = (arguments.replicates, arguments.seed, arguments.level, arguments.stratified)
         bootstrap = Bootstrap(*draw)
     points = tuple(read_points(arguments.points)) if arguments.points else ()
+    calibration = read_calibration(arguments.calibration) if arguments.calibration else None
     return AssessSettings(
-        froc, tuple(arguments.fppi), bootstrap, arguments.views, arguments.max_dets, points
+        froc,
+        tuple(arguments.fppi),
+        bootstrap,
+        arguments.views,
+        arguments.max_dets,
+        points,
+        calibration,
     )
 
 
-def main() -> None:
-    """Parse, call, print."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    arguments = parser().parse_args()
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse options that contradict one another.
+
+    Raises:
+        UserError: naming them.
+    """
     if arguments.save_points and not arguments.choose:
         raise UserError("--save-points has nothing to save: say what to choose with --choose")
     if arguments.points and arguments.choose:
         raise UserError(
             "--points applies what was chosen before and --choose chooses anew: give one of them"
         )
+    if arguments.save_calibration and not arguments.calibrate:
+        raise UserError("--save-calibration has nothing to save: say how to fit with --calibrate")
+    if arguments.calibration and arguments.calibrate:
+        raise UserError(
+            "--calibration applies what was fitted before and --calibrate fits anew: give one of "
+            "them"
+        )
+    if arguments.compare and (arguments.calibration or arguments.calibrate):
+        raise UserError(
+            "--compare takes both models' scores as they are, and a calibration is of one model: "
+            "calibrate each file with tools/ensemble.py first"
+        )
     if arguments.image_root and not arguments.image_root.is_dir():
         raise UserError(f"--image-root {str(arguments.image_root)!r} is no folder: check the path")
+
+
+def main() -> None:
+    """Parse, call, print."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    arguments = parser().parse_args()
+    check(arguments)
     settings = settings_of(arguments)
     truth = Truth.read(arguments.annotations)
-    found = truth.assess(arguments.predictions, settings)
+    found = truth.assess(arguments.predictions, settings, arguments.calibrate)
+    if arguments.save_calibration:
+        save_calibration(arguments.save_calibration, found.scored.settings.calibration)
     name = arguments.name or Path(arguments.predictions).stem
     if arguments.choose:
         chosen = choose_points(found, arguments.choose, truth.path.name)
@@ -112,7 +152,8 @@ def main() -> None:
             save_points(arguments.save_points, chosen)
         found = found.with_points(chosen)
     if arguments.compare:
-        other = truth.assess(arguments.compare, found.scored.settings)
+        # the points are thresholds of the first model's scores
+        other = truth.assess(arguments.compare, replace(found.scored.settings, points=()))
         table = comparison_table(found, other, name, Path(arguments.compare).stem)
         found.part.tables.insert(0, table)
     print(headline_text(found))

@@ -58,12 +58,13 @@ def matrix_text(matrix: Matrix, names: Sequence[str]) -> str:
         title = f"{name} (%)" if _is_percent(name) else name
         cells = [[m, *(_cell(rows[name, m, d]) for d in datasets)] for m in models]
         parts.append(tabulate(cells, [title, *datasets], "pipe", disable_numparse=True))
+        parts.append(_out_of([row for key, row in rows.items() if key[0] == name]))
     bootstrap = matrix.settings.bootstrap
     told = [f"Rule: {matrix.settings.froc.text()}."]
     if bootstrap is not None:
         told.append(f"In brackets: {bootstrap.text()}.")
     told += [f"Failed: {m} x {d}: {text}" for (m, d), text in matrix.failures.items()]
-    return "\n\n".join([*parts, "\n\n".join(told)])
+    return "\n\n".join([*filter(None, parts), *told])
 
 
 def write_matrix(folder: Path, matrix: Matrix, names: Sequence[str]) -> None:
@@ -93,6 +94,17 @@ def write_matrix(folder: Path, matrix: Matrix, names: Sequence[str]) -> None:
         os.replace(partial, folder / "matrix.csv")
     except OSError as error:
         raise UserError(f"--out {str(folder)!r} cannot be written: {error.strerror}") from error
+
+
+def _out_of(rows: Sequence[dict[str, Any]]) -> str:
+    """The denominators of a figure; once for a data set, as they are the same for most figures."""
+    told: dict[str, list[str]] = {}
+    for row in rows:
+        if row["of"] and row["of"] not in told.setdefault(row["dataset"], []):
+            told[row["dataset"]].append(row["of"])
+    return (
+        "Out of: " + "; ".join(f"{d}: {' or '.join(of)}" for d, of in told.items()) if told else ""
+    )
 
 
 def _is_percent(name: str) -> bool:

@@ -27,6 +27,7 @@ and ties one (0.5): 4 / 6 = 2/3. On one positive image each, whose highest predi
 (hit), 0.5 (hit) and 0.7 (wrong): LROC (2 + 1.5 + 0) / 6 = 7/12.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -129,29 +130,35 @@ def area_figures(
     matching: Matching,
     settings: FrocSettings,
     bootstrap: Bootstrap | None = None,
-    part: Part | None = None,
-) -> dict[str, Estimate]:
+    parts: Sequence[Part] = (Part(),),
+) -> list[dict[str, Estimate]]:
     """``afroc`` and ``lroc`` area of matched predictions, with intervals if there is a bootstrap.
 
     Args:
-        part (optional): of one class or of some images, see :class:`Part`.
+        parts: of one class or of some images, see :class:`Part`; all in the same replicates.
     """
-    pairs = {
-        "afroc": afroc_pairs(study, predictions, matching, settings, part),
-        "lroc": lroc_pairs(study, predictions, matching, part),
-    }
-    of = {"afroc": settings.units, "lroc": "images with lesions"}
-    of = {
-        name: f"{len(area.positive)} {of[name]}, {len(area.negative)} images without"
-        for name, area in pairs.items()
-    }
+    pairs = []
+    for part in parts:
+        pairs.append(afroc_pairs(study, predictions, matching, settings, part))
+        pairs.append(lroc_pairs(study, predictions, matching, part))
+    replicates: Sequence[np.ndarray | None] = [None] * len(pairs)
+    if bootstrap is not None:
+        found = bootstrap.replicate(pairs, study.patients, study.is_positive)
+        replicates = [values[:, 0] for values in found]
+    of = (settings.units, "images with lesions") * len(parts)
+    areas = [
+        _estimate(area, f"{len(area.positive)} {what}, {len(area.negative)} images without", *rest)
+        for area, what, *rest in zip(pairs, of, replicates, [bootstrap] * len(pairs), strict=True)
+    ]
+    return [
+        {"afroc": one, "lroc": other} for one, other in zip(areas[::2], areas[1::2], strict=True)
+    ]
+
+
+def _estimate(area: PairArea, of: str, replicates, bootstrap: Bootstrap | None) -> Estimate:
     if bootstrap is None:
-        return {name: Estimate(area.value(), of=of[name]) for name, area in pairs.items()}
-    found = bootstrap.replicate(list(pairs.values()), study.patients, study.is_positive)
-    return {
-        name: Estimate(area.value(), *bootstrap.interval(values[:, 0]), of[name], values[:, 0])
-        for (name, area), values in zip(pairs.items(), found, strict=True)
-    }
+        return Estimate(area.value(), of=of)
+    return Estimate(area.value(), *bootstrap.interval(replicates), of, replicates)
 
 
 def _highest(study, predictions, chosen):

@@ -36,10 +36,15 @@ from scipy.special import expit, logit, ndtri
 
 from detrex_mammo.errors import UserError
 from detrex_mammo.evaluation.estimate import Draws, Estimate, divide, estimate, ratios
-from detrex_mammo.evaluation.marks import Marks
+from detrex_mammo.evaluation.froc import match_study
+from detrex_mammo.evaluation.froc_settings import FrocSettings
+from detrex_mammo.evaluation.marks import Marks, marks
+from detrex_mammo.evaluation.matching import parse_rule
 from detrex_mammo.evaluation.scores import UnitScores, check_choice
+from detrex_mammo.evaluation.study import Study
 from detrex_mammo.evaluation.tables import PredictionTable
 
+CHECKPOINT_KEY = "calibration"
 BINNINGS = ("width", "mass")
 _EDGE = 1e-7
 _LOG_TEMPERATURES = (math.log(1e-2), math.log(1e2))
@@ -189,6 +194,10 @@ class Temperature:
     temperature: float
     of: str = ""
 
+    def text(self) -> str:
+        """In words, for captions."""
+        return f"temperature {self.temperature:.6g}, fitted on {self.of}"
+
     def __call__(self, scores: np.ndarray) -> np.ndarray:
         """Scores in [0, 1] to probabilities."""
         return expit(_logits(scores) / self.temperature)
@@ -207,6 +216,10 @@ class Isotonic:
     scores: tuple[float, ...]
     probabilities: tuple[float, ...]
     of: str = ""
+
+    def text(self) -> str:
+        """In words, for captions."""
+        return f"isotonic with {len(self.scores)} knots, fitted on {self.of}"
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
         """Scores in [0, 1] to probabilities."""
@@ -238,6 +251,24 @@ def fit(kind: str, labelled: Labelled, dataset: str = "") -> Temperature | Isoto
     if kind == "temperature":
         return Temperature(_fit_temperature(labelled), of)
     return Isotonic(*_fit_isotonic(labelled), of)
+
+
+def fit_boxes(
+    kind: str,
+    study: Study,
+    predictions: PredictionTable,
+    settings: FrocSettings,
+    dataset: str = "",
+) -> Temperature | Isotonic:
+    """Fit a calibration of boxes, right or wrong as a FROC counts them.
+
+    Raises:
+        UserError: as for :func:`fit`, or a score is not in [0, 1].
+    """
+    rule = parse_rule(settings.rule)
+    _, matching = match_study(study, predictions, settings)
+    found = marks(study, predictions, matching, rule, settings.duplicates)
+    return fit(kind, Labelled.of(found), dataset)
 
 
 def calibrated(

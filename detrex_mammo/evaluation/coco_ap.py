@@ -23,6 +23,7 @@ import numpy as np
 from scipy.sparse import coo_matrix
 
 from detrex_mammo.errors import UserError
+from detrex_mammo.evaluation.coco_figures import average_recall, largest_f1
 from detrex_mammo.evaluation.coco_match import (
     AREAS,
     HIT,
@@ -148,12 +149,46 @@ class CocoScorer:
             found[name] = estimate(pick(value)[0], drawn, draws, of)
         return found
 
+    def figures(self, draws: Draws | None = None) -> dict[str, Estimate]:
+        """All of :meth:`numbers` and ``AP50-<class>``, with intervals; percent."""
+        found = self.average_precision(draws)
+        ones = np.ones((1, self.study.num_patients), dtype=np.int32)
+        pick, coco = _picker(slice(len(LOW_IOU), None), None), slice(len(LOW_IOU), None)
+        for area in list(AREAS)[1:]:
+            matching, drawn = self.matching(area), None
+            if draws is not None:
+                rows = _replicates_a_block(self.pairs)
+                drawn = pick(self._weighted(draws.weights, rows, area))
+            value, of = pick(self._weighted(ones, 1, area))[0], f"{matching.counts.sum()} lesions"
+            found[f"AP{area[0]}"] = estimate(value, drawn, draws, of)
+        recalls = [(f"AR{number}", "all", number) for number in dets_scored(self.max_dets)]
+        recalls += [(f"AR{area[0]}", area, self.max_dets) for area in list(AREAS)[1:]]
+        for name, area, number in recalls:
+            found[name] = average_recall(self.study, self.matching(area), number, coco, draws)
+        return found
+
+    def largest_f1(
+        self, iou: float = 0.5, category: int | None = None, draws: Draws | None = None
+    ) -> Estimate:
+        """The F1 of :meth:`PrecisionRecall.best`, with its interval.
+
+        Raises:
+            UserError: as for :meth:`curve`.
+        """
+        level, column = self._place(iou, category)
+        return largest_f1(self.study, self.matching(), level, column, draws)
+
     def curve(self, iou: float = 0.5, category: int | None = None) -> PrecisionRecall:
         """Precision and recall of a class, or of all classes' predictions together.
 
         Raises:
             UserError: an IoU that is not matched, or an unknown category.
         """
+        level, column = self._place(iou, category)
+        return _Ranked(self.matching(), column).curve(level, float(iou))
+
+    def _place(self, iou, category):
+        """Rows of the IoU threshold and of the class; None for all classes."""
         level = np.flatnonzero(np.isclose(self.thresholds, iou))
         if not len(level):
             known = ", ".join(f"{t:g}" for t in self.thresholds)
@@ -164,7 +199,7 @@ class CocoScorer:
         column = None
         if category is not None:
             column = int(np.searchsorted(self.pairs.categories, category))
-        return _Ranked(self.matching(), column).curve(int(level[0]), float(iou))
+        return int(level[0]), column
 
     def _precision(self, area):
         """(T, 101, K); -1 for a class without lesions in the range."""
@@ -207,11 +242,11 @@ class CocoScorer:
                 picks[f"{figure}-{name}"] = (pick, f"{number} lesions")
         return picks
 
-    def _weighted(self, weights, rows_a_block):
+    def _weighted(self, weights, rows_a_block, area="all"):
         """AP of every replicate, (R, T, K); NaN where a class has no lesion in it."""
         found = np.full((len(weights), len(self.thresholds), self.num_classes), np.nan)
         for column in range(self.num_classes):
-            part = _Weighted(self.study, _Ranked(self.matching(), column))
+            part = _Weighted(self.study, _Ranked(self.matching(area), column))
             for start in range(0, len(weights), rows_a_block):
                 block = slice(start, start + rows_a_block)
                 found[block, :, column] = part.average_precision(weights[block])

@@ -49,19 +49,19 @@ def compare(
 
 
 def _compare(name: str, a: Estimate, b: Estimate, bootstrap: Bootstrap) -> Comparison:
+    if a.of != b.of:
+        raise UserError(
+            f"figure {name!r} is of {a.of} for one model and of {b.of} for the other: two models "
+            "are compared on the same data set and by the same rules"
+        )
+    if math.isnan(a.value) or math.isnan(b.value):  # it may have no replicates then
+        return Comparison(a.value, b.value, Estimate(math.nan, of=a.of), math.nan)
     for figure in (a, b):
         if len(figure.replicates) != bootstrap.replicates:
             raise UserError(
                 f"figure {name!r} has {len(figure.replicates)} replicates, but the bootstrap draws "
                 f"{bootstrap.replicates}: score both models with the same bootstrap"
             )
-    if a.of != b.of:
-        raise UserError(
-            f"figure {name!r} is of {a.of} for one model and of {b.of} for the other: two models "
-            "are compared on the same data set and by the same rules"
-        )
     value, differences = a.value - b.value, a.replicates - b.replicates
-    if math.isnan(value):
-        return Comparison(a.value, b.value, Estimate(value, of=a.of), math.nan)
     difference = Estimate(value, *bootstrap.interval(differences), a.of, differences)
     return Comparison(a.value, b.value, difference, paired_p_value(differences))

@@ -7,8 +7,8 @@ Methods (package ensemble-boxes, https://github.com/ZFTurbo/Weighted-Boxes-Fusio
 
 - ``wbf``: weighted boxes fusion (Solovyev et al. 2021). Boxes that overlap by more than ``iou``
   become one, their mean weighted by score x weight. Its score is the mean of the scores x weights
-  of its boxes, times min(M, number of boxes) / sum of the weights: what one of two models finds
-  counts half.
+  of its boxes, times min(M, number of boxes) / sum of the weights, 1 at most: what one of two
+  models finds counts half.
 - ``nmw``: non-maximum weighted (Zhou et al. 2017): the best box's score, and the mean of the boxes
   around it weighted by score and by overlap with it.
 - ``nms``: the best box of those that overlap by more than ``iou``, as it is.

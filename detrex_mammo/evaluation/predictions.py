@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from detrex_mammo.errors import UserError
+from detrex_mammo.evaluation.annotation_check import check_annotations
 from detrex_mammo.evaluation.prediction_files import read_predictions
 from detrex_mammo.evaluation.tables import (
     LesionTable,
@@ -93,17 +94,11 @@ def read_annotations(json_file: str | Path) -> dict[str, Any]:
     """A COCO annotation file as a dict.
 
     Raises:
-        UserError: the file is missing, is not JSON or lacks ``images``, ``annotations`` or
-            ``categories``.
+        UserError: the file is missing, is not JSON, or its content cannot be scored (see
+            :func:`~detrex_mammo.evaluation.annotation_check.check_annotations`).
     """
     annotations = _read_json(json_file, "annotation file")
-    keys = ("images", "annotations", "categories")
-    missing = [key for key in keys if not isinstance(annotations, dict) or key not in annotations]
-    if missing:
-        raise UserError(
-            f"annotation file {json_file} lacks {', '.join(missing)}: a COCO detection file has "
-            "images, annotations and categories"
-        )
+    check_annotations(annotations, f"annotation file {json_file}")
     return annotations
 
 

@@ -18,12 +18,14 @@ those that do not are "not recorded". If none does, they are COCO's areas in pix
 image: below 32 x 32, below 96 x 96, and larger.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from detrex_mammo.evaluation.afroc import area_figures
 from detrex_mammo.evaluation.bootstrap import Bootstrap
+from detrex_mammo.evaluation.estimate import Estimate
 from detrex_mammo.evaluation.froc import FrocCurve, as_predictions, curve, match_study
 from detrex_mammo.evaluation.froc_bootstrap import CurveIntervals, curve_intervals
 from detrex_mammo.evaluation.froc_events import Part, sweep
@@ -76,6 +78,7 @@ class Stratum:
         factor, group, level: see :class:`Grouping`.
         curve: over what ``TEXTS[level]`` says; its counts are the group's.
         intervals: the curve with its replicates; None without a bootstrap.
+        areas: ``afroc`` and ``lroc`` of the same lesions, predictions and images.
     """
 
     factor: str
@@ -83,6 +86,7 @@ class Stratum:
     level: str
     curve: FrocCurve
     intervals: CurveIntervals | None
+    areas: Mapping[str, Estimate]
 
     @property
     def text(self) -> str:
@@ -137,9 +141,10 @@ def froc_strata(
     intervals = [None] * len(groups)
     if bootstrap is not None:
         intervals = curve_intervals(curves, sweeps, study, bootstrap, fppi)
+    areas = area_figures(*args, bootstrap, [part for *_, part in groups])
     return [
-        Stratum(grouping.factor, name, grouping.level, found, interval)
-        for (grouping, name, _), found, interval in zip(groups, curves, intervals, strict=True)
+        Stratum(grouping.factor, name, grouping.level, *found)
+        for (grouping, name, _), *found in zip(groups, curves, intervals, areas, strict=True)
     ]
 
 

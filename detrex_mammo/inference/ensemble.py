@@ -15,17 +15,13 @@ from detrex_mammo.errors import UserError
 from detrex_mammo.evaluation.agreement import Agreement, pairs_of_views
 from detrex_mammo.evaluation.calibration import (
     Isotonic,
-    Labelled,
     Temperature,
     calibrated,
-    fit,
+    fit_boxes,
     to_dict,
 )
-from detrex_mammo.evaluation.froc import match_study
 from detrex_mammo.evaluation.froc_settings import FrocSettings
 from detrex_mammo.evaluation.fusion import Fusion
-from detrex_mammo.evaluation.marks import marks
-from detrex_mammo.evaluation.matching import parse_rule
 from detrex_mammo.evaluation.prediction_files import read_prediction_table
 from detrex_mammo.evaluation.predictions import write_predictions
 from detrex_mammo.evaluation.study import Study
@@ -67,10 +63,8 @@ class Validation:
 
     def _fit(self, path: str | Path, known: Truth) -> Temperature | Isotonic:
         table = read_prediction_table(path, known.content, known.study)
-        rule = parse_rule(self.rule)
-        _, matching = match_study(known.study, table, FrocSettings(rule.name))
-        found = marks(known.study, table, matching, rule)
-        return fit(self.kind, Labelled.of(found), f"{Path(path).name} on {known.path.name}")
+        dataset = f"{Path(path).name} on {known.path.name}"
+        return fit_boxes(self.kind, known.study, table, FrocSettings(self.rule), dataset)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,11 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
 """Score a file of predictions against a file of annotations, without a model."""
 
-import csv
 import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from detrex_mammo.errors import UserError
 from detrex_mammo.evaluation.assess.assessment import Assessment, assess
 from detrex_mammo.evaluation.assess.settings import AssessSettings
 from detrex_mammo.evaluation.assess.units import marks_of, units_of
+from detrex_mammo.evaluation.calibration import fit_boxes
 from detrex_mammo.evaluation.comparison import compare
 from detrex_mammo.evaluation.operating_point import (
     OperatingPoint,
@@ -25,7 +25,7 @@ from detrex_mammo.evaluation.operating_point import (
 from detrex_mammo.evaluation.prediction_files import read_prediction_table
 from detrex_mammo.evaluation.predictions import read_annotations
 from detrex_mammo.evaluation.report.content import Report, Table
-from detrex_mammo.evaluation.report.page import headline_table, write_report
+from detrex_mammo.evaluation.report.page import headline_table, write_csv, write_report
 from detrex_mammo.evaluation.study import Study, read_study
 from detrex_mammo.inference.report_pictures import ReportPictures
 
@@ -56,13 +56,21 @@ class Truth:
         content = read_annotations(path)
         return cls(Path(path), content, read_study(content))
 
-    def assess(self, predictions: str | Path, settings: AssessSettings) -> Assessment:
+    def assess(
+        self, predictions: str | Path, settings: AssessSettings, calibrate: str | None = None
+    ) -> Assessment:
         """Score a file of predictions.
+
+        Args:
+            calibrate: first fit a calibration on these very data; "temperature" or "isotonic".
 
         Raises:
             UserError: the file is missing or damaged, or does not fit these annotations.
         """
         table = read_prediction_table(predictions, self.content, self.study)
+        if calibrate is not None:
+            made = fit_boxes(calibrate, self.study, table, settings.froc, self.path.name)
+            settings = replace(settings, calibration=made)
         return assess(self.study, table, settings)
 
 
@@ -75,6 +83,7 @@ def choose_points(
         UserError: a rule is unknown or cannot be fulfilled on these data.
     """
     points = []
+    scored = assessment.scored
     for text in rules:
         level, colon, rule = text.partition(":")
         if level not in ("box", "image", "breast", "case") or not colon:
@@ -83,9 +92,10 @@ def choose_points(
                 "image:sensitivity:0.9, breast:specificity:0.9, case:youden"
             )
         if level == "box":
-            points.append(choose_for_boxes(marks_of(assessment.scored), rule, dataset))
+            point = choose_for_boxes(marks_of(scored), rule, dataset)
         else:
-            points.append(choose_for_units(units_of(assessment.scored, level), rule, dataset))
+            point = choose_for_units(units_of(scored, level), rule, dataset)
+        points.append(replace(point, settings={**point.settings, **scored.settings.of_points}))
     return points
 
 
@@ -113,25 +123,32 @@ def comparison_table(
         d = pair.difference
         numbers = [pair.a, pair.b, d.value, d.low, d.high, pair.p_value]
         rows.append([figure, *(round(v, 4) if math.isfinite(v) else None for v in numbers), d.of])
-    note = f"Both models in the same replicates: {bootstrap.text()}; two-sided p, not corrected."
+    note = (
+        f"Both models in the same replicates: {bootstrap.text()}; two-sided p, not corrected; AP "
+        "and AR in percent."
+    )
     return Table("comparison", f"{name} against {other_name}", note, columns, rows)
 
 
 def headline_text(assessment: Assessment) -> str:
     """The headline for the console."""
-    table = headline_table(assessment.part.numbers)
+    table = headline_table(assessment.part.numbers, assessment.interval)
     rows = [[row[0], row[1], row[2], row[4]] for row in table.rows]
     headers = ["figure", "value", table.columns[2], "out of"]
     lines = [tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)]
     lines.append(f"Rule: {assessment.scored.settings.froc.text()}.")
+    if assessment.scored.settings.calibration is not None:
+        lines.append(f"Scores: calibrated, {assessment.scored.settings.calibration.text()}.")
     if assessment.scored.settings.bootstrap is not None:
         lines.append(f"Intervals: {assessment.scored.settings.bootstrap.text()}.")
     lines += [f"Not computed: {sentence}." for sentence in assessment.part.missing]
     return "\n".join(lines)
 
 
-def write_results(folder: Path, assessment: Assessment, extra: dict[str, Any]) -> None:
-    """``evaluation.json`` and each table as CSV.
+def write_results(
+    folder: Path, assessment: Assessment, extra: dict[str, Any], with_tables: bool = True
+) -> None:
+    """``evaluation.json`` and, unless a report has them, each table as CSV.
 
     Raises:
         UserError: the folder cannot be written.
@@ -142,9 +159,8 @@ def write_results(folder: Path, assessment: Assessment, extra: dict[str, Any]) -
         partial = folder / f"{RESULTS}.partial"
         partial.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
         os.replace(partial, folder / RESULTS)
-        for key, table in content["tables"].items():
-            with open(folder / f"{key}.csv", "w", encoding="utf-8", newline="") as file:
-                csv.writer(file).writerows([table["columns"], *table["rows"]])
+        for table in assessment.part.tables if with_tables else ():
+            write_csv(folder / f"{table.key}.csv", table)
     except OSError as error:
         raise UserError(f"--out {str(folder)!r} cannot be written: {error.strerror}") from error
 
@@ -159,6 +175,8 @@ def write_page(
     """
     if image_root is None:
         return write_report(folder, report)
+    if workers < 0:
+        raise UserError(f"--workers was {workers}, but processes are 0 or more")
     views = [view for card in report.cards for view in card.views]
     with ReportPictures(study.images, image_root, views, window, workers) as pictures:
         return write_report(folder, report, pictures)

@@ -66,13 +66,16 @@ class TestTimeAugmentation:
                 _is_list(self.scales)
                 and all(type(s) in (int, float) and 0.1 <= s <= 10 for s in self.scales),
             ),
-            "merge_iou": ("in (0, 1]", 0 < self.merge_iou <= 1),
+            "merge_iou": (
+                "in (0, 1]",
+                type(self.merge_iou) in (int, float) and 0 < self.merge_iou <= 1,
+            ),
         }
         for name, (words, fits) in allowed.items():
             if not fits:
                 value = getattr(self, name)
                 raise UserError(
-                    f"model.test_time_augmentation.{name} is {value}; it must be {words}"
+                    f"model.test_time_augmentation.{name} is {value!r}; it must be {words}"
                 )
 
     @property

@@ -33,7 +33,7 @@ def matched(truth, predictions, **options):
 
 
 def areas(truth, predictions, **options):
-    found = area_figures(*matched(truth, predictions, **options))
+    (found,) = area_figures(*matched(truth, predictions, **options))
     return found["afroc"].value, found["lroc"].value
 
 
@@ -52,7 +52,7 @@ def test_by_hand():
         "x": marks((FAR, 0.5), (LESION, 0.1)),
     }
     assert areas(truth, found) == pytest.approx((2 / 3, 7 / 12), abs=1e-15)
-    figures = area_figures(*matched(truth, found))
+    (figures,) = area_figures(*matched(truth, found))
     assert figures["afroc"].of == "3 lesions, 2 images without"
     assert figures["lroc"].of == "3 images with lesions, 2 images without"
 
@@ -198,9 +198,9 @@ def test_blocks_do_not_matter(monkeypatch):
     truth = {i: {"boxes": [LESION] * (i % 2)} for i in range(40)}
     found = {i: marks((LESION, int(rng.integers(5))), (FAR, int(rng.integers(5)))) for i in truth}
     args = matched(truth, found)
-    whole = area_figures(*args, Bootstrap(30))
+    (whole,) = area_figures(*args, Bootstrap(30))
     monkeypatch.setattr(afroc, "_NUMBERS_A_BLOCK", 70)
-    again = area_figures(*args, Bootstrap(30))
+    (again,) = area_figures(*args, Bootstrap(30))
     for name, figure in whole.items():
         np.testing.assert_array_equal(figure.replicates, again[name].replicates)
         assert figure.low < figure.value < figure.high

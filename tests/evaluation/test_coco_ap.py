@@ -88,6 +88,20 @@ def test_by_hand():
     assert figure.of == "3 lesions" and figure.low < figure.value < figure.high
 
 
+def test_recall_and_f1_by_hand():
+    """The head of coco_figures.py; no lesion drawn is no number, no lesion hit is 0."""
+    found = scorer(*hand())
+    draws = Draws(np.array([[1, 1, 1], [2, 1, 0], [0, 3, 0]], np.int32), Bootstrap(replicates=3))
+    recall, f1 = found.figures(draws)["AR100"], found.largest_f1(draws=draws)
+    np.testing.assert_allclose(recall.replicates, [200 / 3, 200 / 3, 0], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(f1.replicates, [2 / 3, 4 / 5, 0], rtol=0, atol=1e-15)
+    assert (f1.value, f1.of, recall.of) == (pytest.approx(2 / 3), "3 lesions", "3 lesions")
+    annotations, records = hand()
+    none = scorer({**annotations, "annotations": []}, records)
+    assert math.isnan(none.largest_f1().value) and math.isnan(none.figures()["AR1"].value)
+    assert scorer(annotations, []).largest_f1().value == 0
+
+
 def test_perfect_and_nothing():
     """Every lesion found and nothing else: 100; no prediction: 0; no lesion: NaN."""
     annotations, records = hand()
@@ -152,13 +166,14 @@ def test_identical_to_pycocotools(seed, max_dets, classes):
 
 @settings(max_examples=60, deadline=None)
 @given(seed=SEEDS)
-def test_average_precision_is_that_of_the_numbers(seed):
+def test_figures_are_the_numbers(seed):
     rng = np.random.default_rng(seed)
     annotations = random_annotations(rng)
     found = scorer(annotations, random_records(rng, annotations))
-    numbers, figures = found.numbers(), found.average_precision()
-    for name in ("AP", "AP50", "AP75", "AP10", "AP20", "AP30", "AP-mass", "AP-calcification"):
-        np.testing.assert_allclose(figures[name].value, numbers[name], rtol=0, atol=1e-12)
+    numbers, figures = found.numbers(), found.figures()
+    assert set(figures) - set(numbers) == {"AP50-mass", "AP50-calcification"}
+    for name, number in numbers.items():
+        np.testing.assert_allclose(figures[name].value, number, rtol=0, atol=1e-12)
 
 
 @settings(max_examples=60, deadline=None)
@@ -175,7 +190,8 @@ def test_weighted_equals_data_drawn_again(seed):
     study = read_study(annotations)
     weight = rng.multinomial(study.num_patients, [1 / study.num_patients] * study.num_patients)
     draws = Draws(weight[None].astype(np.int32), Bootstrap(replicates=2))
-    figures = scorer(annotations, records).average_precision(draws)
+    scored = scorer(annotations, records)
+    figures = scored.figures(draws)
     again, found = {**annotations, "images": [], "annotations": []}, []
     for image, patient in zip(study.images, study.patients.tolist(), strict=True):
         for _ in range(weight[patient]):
@@ -189,8 +205,13 @@ def test_weighted_equals_data_drawn_again(seed):
     for number, box in enumerate(again["annotations"], 1):
         box["id"] = number
     expected = pycocotools(again, found)
-    mine = [figures[name].replicates[0] for name in ("AP", "AP50", "AP75")]
-    np.testing.assert_allclose(mine, expected[:3], rtol=0, atol=1e-12)
+    names = (*TWELVE, "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+    mine = [figures[name].replicates[0] for name in names]
+    np.testing.assert_allclose(mine, expected, rtol=0, atol=1e-12)
+    for category in (None, *study.category_names):
+        copies = scorer(again, found).largest_f1(0.5, category).value
+        drawn = scored.largest_f1(0.5, category, draws).replicates[0]
+        np.testing.assert_allclose(drawn, copies, rtol=0, atol=1e-12)
     for iou in (0.1, 0.2, 0.3):
         value = figures[f"AP{iou * 100:.0f}"].replicates[0]
         np.testing.assert_allclose(value, pycocotools(again, found, iou=[iou])[0], atol=1e-12)

@@ -14,9 +14,16 @@ PAGE = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
 
 
 def test_every_option_of_the_page_exists():
-    parser = runpy.run_path(str(ROOT / "tools" / "evaluate.py"))["parser"]()
-    known = {option for action in parser._actions for option in action.option_strings}
-    assert set(re.findall(r"--[a-z][a-z-]+", PAGE)) <= known
+    known = {}
+    for tool in set(re.findall(r"tools/(\w+)\.py", PAGE)) - {"train_net"}:
+        parser = runpy.run_path(str(ROOT / "tools" / f"{tool}.py"))["parser"]()
+        known[tool] = {option for action in parser._actions for option in action.option_strings}
+    options = re.compile(r"--[a-z][a-z-]+")
+    assert set(options.findall(PAGE)) <= set().union(*known.values())
+    commands = re.findall(r"^python tools/(\w+)\.py((?:.*\\\n)*.*)", PAGE, re.MULTILINE)
+    assert len(commands) == 8
+    for tool, rest in commands:
+        assert set(options.findall(rest)) <= known[tool], rest
 
 
 def test_every_choice_is_on_the_page():

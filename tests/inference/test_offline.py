@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from detrex_mammo.data.image_io import write_png16
-from detrex_mammo.inference.point_files import read_points
+from detrex_mammo.inference.point_files import read_calibration, read_points
 
 TOOL = Path(__file__).parents[2] / "tools" / "evaluate.py"
 
@@ -110,6 +110,63 @@ def test_two_models_are_compared_pairwise(evaluate, files, tmp_path):
     assert rows["sens@4"]["of"].startswith("3 lesions in 6 images")
 
 
+@pytest.mark.parametrize("kind", ["temperature", "isotonic"])
+@pytest.mark.parametrize("kept", ["model.pth", "chosen.json"])
+def test_calibration_is_fitted_on_validation_and_applied_on_test(evaluate, tmp_path, kind, kept):
+    """Boxes 0.9 and 0.6 are right, 0.8 and 0.2 wrong.
+
+    Isotonic: 0.2 -> 0, 0.6 and 0.8 are pooled to 1/2, 0.9 -> 1. A threshold is one of calibrated
+    scores, so it is refused where they are not calibrated.
+    """
+    file = tmp_path / kept
+    if file.suffix == ".pth":
+        torch.save({"model": {"weight": torch.ones(2)}}, file)
+    out = ("--out", tmp_path / "out")
+    saved = ("--save-calibration", file, "--save-points", file)
+    code, _, errors = evaluate("--calibrate", kind, "--choose", "box:sensitivity:0.3", *saved, *out)
+    assert code == 0, errors
+    fitted = read_calibration(file)
+    if kind == "isotonic":
+        assert fitted(np.array([0.2, 0.6, 0.8, 0.9])).tolist() == [0, 0.5, 0.5, 1]
+    assert read_points(file)[0].threshold == pytest.approx(fitted(np.array([0.9]))[0])
+    code, said, errors = evaluate("--calibration", file, "--points", file, *out)
+    assert code == 0, errors
+    assert f"Scores: calibrated, {kind}" in said
+    assert "fitted on val.json: 4 boxes, 2 positive" in said
+    content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert content["figures"]["sensitivity at box sensitivity:0.3"]["value"] == pytest.approx(1 / 3)
+    code, _, errors = evaluate("--points", file)
+    assert code == 2 and "was chosen with calibration" in errors
+
+
+def test_points_of_the_first_model_are_not_those_of_the_second(evaluate, files, tmp_path):
+    more = ("--choose", "box:f1", "--compare", files / "other.json", "--out", tmp_path)
+    assert evaluate(*more)[0] == 0
+    with open(tmp_path / "comparison.csv", newline="") as file:
+        assert not [row for row in csv.reader(file) if "box f1" in row[0]]
+
+
+def test_two_models_are_compared_without_lesions(evaluate, files, tmp_path):
+    """What is not defined has no replicates, and no difference."""
+    content = json.loads((files / "val.json").read_text())
+    (files / "healthy.json").write_text(json.dumps({**content, "annotations": []}))
+    more = ("--compare", files / "other.json", "--out", tmp_path)
+    code, _, errors = evaluate(*more, annotations="healthy.json")
+    assert code == 0, errors
+    with open(tmp_path / "comparison.csv", newline="") as file:
+        rows = {row["figure"]: row for row in csv.DictReader(file)}
+    assert rows["sens@1"]["p"] == "" and rows["Brier score-images"]["p"]
+
+
+def test_a_class_that_a_spreadsheet_would_run_becomes_text(evaluate, files, tmp_path):
+    content = json.loads((files / "val.json").read_text())
+    content["categories"] = [{"id": 1, "name": "=1+1"}]
+    (files / "formula.json").write_text(json.dumps(content))
+    assert evaluate("--out", tmp_path, annotations="formula.json")[0] == 0
+    with open(tmp_path / "strata.csv", newline="") as file:
+        assert [row[1] for row in csv.reader(file)][1] == "'=1+1"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -121,6 +178,11 @@ def test_two_models_are_compared_pairwise(evaluate, files, tmp_path):
         (["--save-points", "x.json"], "--save-points has nothing to save"),
         (["--choose", "box:f1", "--points", "x.json"], "give one of them"),
         (["--html", "html", "--image-root", "nowhere"], "--image-root 'nowhere' is no folder"),
+        (["--save-calibration", "x.json"], "--save-calibration has nothing to save"),
+        (["--calibrate", "isotonic", "--calibration", "x.json"], "give one of them"),
+        (["--calibrate", "isotonic", "--compare", "model.json"], "a calibration is of one model"),
+        (["--calibration", "missing.json"], "'missing.json' does not exist"),
+        (["--html", "html", "--image-root", ".", "--workers", "-1"], "--workers was -1"),
         (["--compare", "missing.json"], "missing.json does not exist"),
         (["--compare", "model.json", "--replicates", "0"], "--compare needs the bootstrap"),
     ],

@@ -12,16 +12,18 @@ from detrex_mammo.evaluation.assess.free_response import free_response
 from detrex_mammo.evaluation.assess.precision import precision
 from detrex_mammo.evaluation.assess.settings import AssessSettings, Part, Scored
 from detrex_mammo.evaluation.assess.units import operating_points, units
+from detrex_mammo.evaluation.calibration import calibrated
 from detrex_mammo.evaluation.estimate import Estimate, draw_patients
 from detrex_mammo.evaluation.froc import FrocCurve, froc_sweeps
 from detrex_mammo.evaluation.froc_bootstrap import curve_intervals
 from detrex_mammo.evaluation.operating_point import OperatingPoint
 from detrex_mammo.evaluation.report.cards import make_cards
-from detrex_mammo.evaluation.report.content import Counter, Report
+from detrex_mammo.evaluation.report.content import INTERVAL, Counter, Report
 from detrex_mammo.evaluation.study import Study
 from detrex_mammo.evaluation.tables import PredictionTable
 
 SLIDER_FPPI = 10.0  # the slider goes down to the score with so many false positives per image
+SLIDER_SCORES = 100_000  # but in a large data set not beyond so many false positives
 START_FPPI = 0.5  # and stands at the one with so many
 
 
@@ -44,6 +46,12 @@ class Assessment:
         """Name -> figure; AP in percent, the others in [0, 1]."""
         return self.part.figures
 
+    @property
+    def interval(self) -> str:
+        """What the column of intervals is called."""
+        bootstrap = self.scored.settings.bootstrap
+        return INTERVAL if bootstrap is None else f"{100 * bootstrap.level:g} % interval"
+
     def with_points(self, points: Sequence[OperatingPoint]) -> "Assessment":
         """The same, and first what these operating points give on the data.
 
@@ -58,6 +66,7 @@ class Assessment:
         settings = self.scored.settings
         return {
             "rule": settings.froc.text(),
+            "calibration": settings.calibration.text() if settings.calibration else None,
             "froc_settings": settings.froc.to_dict(),
             "interval": None if settings.bootstrap is None else settings.bootstrap.text(),
             "counts": counts(self.scored.study, self.scored.predictions),
@@ -99,12 +108,14 @@ class Assessment:
             ("data", ", ".join(f"{number:,} {name}" for name, number in found.items())),
             ("rule", settings.froc.text()),
         ]
+        if settings.calibration is not None:
+            told.append(("scores", f"calibrated: {settings.calibration.text()}"))
         if settings.bootstrap is not None:
             told.append(("intervals", settings.bootstrap.text()))
         told += [("not computed", sentence) for sentence in self.part.missing]
         return Report(
             title, [*facts, *told], self.part.numbers, self.part.plots, counter,
-            self.part.tables, cards, note, gallery_note,
+            self.part.tables, cards, note, gallery_note, self.interval,
         )  # fmt: skip
 
     def _counter(self) -> Counter | None:
@@ -112,8 +123,9 @@ class Assessment:
         if curve.reason or len(curve.thresholds) < 2:
             return None
         lowest = curve.thresholds[-1]
-        if curve.fppi[-1] > SLIDER_FPPI:
-            lowest = curve.threshold_at(SLIDER_FPPI)
+        limit = max(START_FPPI, min(SLIDER_FPPI, SLIDER_SCORES / curve.num_fp_images))
+        if curve.fppi[-1] > limit:
+            lowest = curve.threshold_at(limit)
             lowest = lowest if np.isfinite(lowest) else curve.thresholds[1]
         point = next((p for p in settings.points if p.level == "box" and p.category is None), None)
         if point is not None:
@@ -125,7 +137,7 @@ class Assessment:
         kept = curve.thresholds >= lowest
         return Counter(
             unit=settings.froc.units,
-            num_units=curve.num_lesions,
+            num_units=curve.num_units,
             images="images" if settings.froc.denominator == "all" else "images without lesions",
             num_images=curve.num_fp_images,
             hit_scores=_each(curve.thresholds[kept], curve.true_positives[kept]),
@@ -147,10 +159,12 @@ def assess(
         settings: rules, intervals, operating points.
 
     Raises:
-        UserError: unknown category, a score that is not finite, an operating point that was chosen
-            by other rules.
+        UserError: unknown category, a score that is not finite, or not in [0, 1] where it is
+            calibrated, an operating point that was chosen by other rules.
     """
     settings = settings or AssessSettings()
+    if settings.calibration is not None:
+        predictions = calibrated(predictions, settings.calibration)
     missing = Part()
     if settings.bootstrap is not None and study.num_patients < 2:
         settings = replace(settings, bootstrap=None)

@@ -10,8 +10,9 @@ from detrex_mammo.evaluation.assess.settings import Part, Scored, figure_row
 from detrex_mammo.evaluation.estimate import Estimate
 from detrex_mammo.evaluation.froc import FrocCurve, FrocResult
 from detrex_mammo.evaluation.froc_bootstrap import CurveIntervals
+from detrex_mammo.evaluation.matching import parse_rule
 from detrex_mammo.evaluation.report.content import Plot, Table
-from detrex_mammo.evaluation.report.plots import MAX_LINES, Line, curves_svg
+from detrex_mammo.evaluation.report.plots import MAX_LINES, Line, curves_svg, left_out
 from detrex_mammo.evaluation.strata import froc_strata
 
 HEADLINE_FPPI = (0.3, 1.0)
@@ -30,15 +31,16 @@ def free_response(
     """
     part, settings = Part(), scored.settings
     names = scored.study.category_names
-    curves = {"all": result.overall}
+    curves = [("all", result.overall)]
     if len(result.per_class) > 1:
-        curves.update({str(names[c]): curve for c, curve in result.per_class.items()})
-    ends = dict(zip(curves, intervals or [None] * len(curves), strict=False))
+        curves += [(str(names[c]), curve) for c, curve in result.per_class.items()]
+    ends = (intervals or [None] * len(curves))[: len(curves)]
     rule = settings.froc.text()
+    shown = [f for f in settings.fppi if f in HEADLINE_FPPI] or settings.fppi[:2]
     for f in settings.fppi:
-        figure = _sensitivity(result.overall, ends["all"], f)
+        figure = _sensitivity(result.overall, ends[0], f)
         part.figures[f"sens@{f:g}"] = figure
-        if f in HEADLINE_FPPI or len(settings.fppi) == 1:
+        if f in shown:
             plural = "" if f == 1 else "s"
             part.add(
                 f"sens@{f:g}",
@@ -46,15 +48,17 @@ def free_response(
                 f"Sensitivity at {f:g} false positive{plural} per image",
                 rule,
             )
-    part.add("cpm", _cpm(result.overall, ends["all"]), "CPM: mean sensitivity at 1/8 to 8", rule)
+    part.add("cpm", _cpm(result.overall, ends[0]), "CPM: mean sensitivity at 1/8 to 8", rule)
     areas = area_figures(
         scored.study, scored.predictions, scored.matching, settings.froc, settings.bootstrap
-    )
-    part.add("afroc", areas["afroc"], "AFROC area", f"JAFROC figure of merit; {rule}")
-    part.figures["lroc"] = areas["lroc"]
+    )[0]
+    hit = parse_rule(settings.froc.rule).text
+    part.add("afroc", areas["afroc"], "AFROC area", f"JAFROC figure of merit; hit: {hit}")
+    best = "an image's highest box lies on a lesion, and above the highest of an image without"
+    part.add("lroc", areas["lroc"], "LROC area", f"{best}; hit: {hit}")
     part.tables.append(_sensitivity_table(curves, ends, settings))
     part.plots.append(_plot(curves, ends, rule, settings))
-    part.tables.append(_strata_table(scored))
+    part.tables += _strata_tables(scored)
     if result.overall.reason:
         part.missing.append(f"FROC: {result.overall.reason}")
     return part
@@ -73,12 +77,12 @@ def _cpm(curve: FrocCurve, ends: CurveIntervals | None) -> Estimate:
 def _sensitivity_table(curves, ends, settings) -> Table:
     columns = ["class", "false positives per image", "sensitivity", "low", "high", "score", "of"]
     rows = []
-    for name, curve in curves.items():
+    for (name, curve), interval in zip(curves, ends, strict=True):
         for f in settings.fppi:
-            figure = _sensitivity(curve, ends[name], f)
+            figure = _sensitivity(curve, interval, f)
             threshold = curve.threshold_at(f)
             rows.append([name, f, *figure_row(figure), _finite(threshold), figure.of])
-        figure = _cpm(curve, ends[name])
+        figure = _cpm(curve, interval)
         rows.append([name, "CPM", *figure_row(figure), None, figure.of])
     return Table("sensitivity", "Sensitivity", settings.froc.text() + ".", columns, rows)
 
@@ -87,7 +91,8 @@ def _finite(value: float) -> float | None:
     return round(float(value), 6) if np.isfinite(value) else None
 
 
-def _strata_table(scored: Scored) -> Table:
+def _strata_tables(scored: Scored) -> list[Table]:
+    """Sensitivity and CPM of every group, and its areas."""
     settings = scored.settings
     strata = froc_strata(
         scored.study,
@@ -96,51 +101,46 @@ def _strata_table(scored: Scored) -> Table:
         bootstrap=settings.bootstrap,
         fppi=[STRATA_FPPI],
     )
-    columns = [
-        "by",
-        "group",
-        "images",
-        "counted",
-        f"sens@{STRATA_FPPI:g}",
-        "low",
-        "high",
-        "CPM",
-        "what",
-    ]
-    rows = []
+    groups, areas = [], []
     for found in strata:
-        figure = _sensitivity(found.curve, found.intervals, STRATA_FPPI)
-        cpm = _cpm(found.curve, found.intervals)
-        counts = [found.curve.num_images, found.curve.num_lesions]
-        rows.append(
-            [
-                found.factor,
-                found.group,
-                *counts,
-                *figure_row(figure),
-                round(cpm.value, 4),
-                found.text,
-            ]
-        )
+        group = [found.factor, found.group]
+        counts = [found.curve.num_images, found.curve.num_units]
+        figures = [
+            _sensitivity(found.curve, found.intervals, STRATA_FPPI),
+            _cpm(found.curve, found.intervals),
+        ]
+        numbers = [number for figure in figures for number in figure_row(figure)]
+        groups.append([*group, *counts, *numbers, found.text])
+        areas += [
+            [*group, name, *figure_row(found.areas[key]), found.areas[key].of]
+            for key, name in (("afroc", "AFROC"), ("lroc", "LROC"))
+        ]
+    ends = ["low", "high"]
+    columns = ["by", "group", "images", settings.froc.units]
+    columns += [f"sens@{STRATA_FPPI:g}", *ends, "CPM", "CPM low", "CPM high", "what"]
     note = f"{settings.froc.text()}. Groups of few lesions have wide intervals."
-    return Table("strata", "By group", note, columns, rows)
+    what = f"Hit: {parse_rule(settings.froc.rule).text}; of the same lesions, boxes and images."
+    return [
+        Table("strata", "By group", note, columns, groups),
+        Table(
+            "areas", "Areas by group", what, ["by", "group", "area", "value", *ends, "of"], areas
+        ),
+    ]
 
 
 def _plot(curves, ends, rule, settings) -> Plot:
     lines = []
-    for name, curve in list(curves.items())[:MAX_LINES]:
-        if curve.reason:
+    for number, ((name, curve), interval) in enumerate(zip(curves, ends, strict=True)):
+        if curve.reason or len(lines) == MAX_LINES:
             continue
         last = max(curve.fppi[-1], 2 * max(settings.fppi))
         x, y = np.append(curve.fppi, last), np.append(curve.sensitivity, curve.sensitivity[-1])
-        marks = [(f, curve.sensitivity_at(f), "") for f in settings.fppi] if name == "all" else []
-        lines.append(Line(name, np.maximum(x, 1e-4), y, steps="post", marks=marks))
-        if name == "all" and ends[name] is not None:
-            f, low, high = ends[name].band()
-            lines[-1] = Line(name, lines[-1].x, y, steps="post", marks=marks, band=(f, low, high))
+        marks = [] if number else [(f, curve.sensitivity_at(f), "") for f in settings.fppi]
+        band = None if number or interval is None else interval.band()
+        lines.append(Line(name, np.maximum(x, 1e-4), y, band, "post", marks))
     span = (min(settings.fppi) / 2, 2 * max(max(settings.fppi), 4))
     labels = ("false positives per image (logarithmic)", "sensitivity")
     draw = partial(curves_svg, lines, "froc", *labels, span, log_x=True)
-    counts = curves["all"].counts_text()
+    counts = curves[0][1].counts_text() + left_out(len(curves))
     band = "" if settings.bootstrap is None else f" Band: pointwise {settings.bootstrap.text()}."
     return Plot("froc", "FROC", draw, f"{counts}; {rule}. Steps, no interpolation.{band}")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from detrex_mammo.errors import UserError
 from detrex_mammo.evaluation.bootstrap import Bootstrap
+from detrex_mammo.evaluation.calibration import Isotonic, Temperature
 from detrex_mammo.evaluation.estimate import Draws, Estimate
 from detrex_mammo.evaluation.froc_settings import DEFAULT_FPPI, FrocSettings
 from detrex_mammo.evaluation.matching import Matching
@@ -27,6 +28,7 @@ class AssessSettings:
         views: how a breast's score is made of its images' scores, "max" or "mean".
         max_dets: predictions of an image and class that COCO's AP takes.
         points: thresholds that were chosen on validation.
+        calibration: applied to the scores before anything else; None takes them as they are.
 
     Raises:
         UserError: a value is not possible.
@@ -38,6 +40,7 @@ class AssessSettings:
     views: str = "max"
     max_dets: int = 100
     points: Sequence[OperatingPoint] = ()
+    calibration: Temperature | Isotonic | None = None
 
     def __post_init__(self):
         check_choice("views", self.views, VIEWS)
@@ -47,6 +50,12 @@ class AssessSettings:
             )
         if self.max_dets < 1:
             raise UserError(f"max_dets was {self.max_dets}, but at least 1 prediction is scored")
+
+    @property
+    def of_points(self) -> dict[str, str]:
+        """What a threshold depends on beside its own settings, in words."""
+        calibration = self.calibration.text() if self.calibration else "none"
+        return {"calibration": calibration, "class_aware": str(self.froc.class_aware)}
 
 
 @dataclass(frozen=True)

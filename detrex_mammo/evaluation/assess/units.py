@@ -34,7 +34,7 @@ def marks_of(scored: Scored, category: int | None = None) -> Marks:
 
 def units(scored: Scored) -> Part:
     """AUC at every level, the ROC curves, calibration and reliability."""
-    part, lines, rows = Part(), [], []
+    part, lines, rows, told = Part(), [], [], []
     text = {
         "image": "score of an image: its highest box",
         "breast": f"score of a breast: {scored.settings.views} of its images",
@@ -57,20 +57,19 @@ def units(scored: Scored) -> Part:
         curve = roc(found)
         at = curve.corners()
         lines.append(Line(f"{level}s", 1 - curve.specificity[at], curve.sensitivity[at]))
+        told.append(f"{text[level]} ({figure.of})")
     columns = ["level", "figure", "value", "low", "high", "of"]
     note = "Positive: a lesion of any class; score: of any class. Chosen on these data."
     part.tables.append(Table("units", "Images, breasts and cases", note, columns, rows))
     if lines:
         draw = partial(curves_svg, lines, "roc", "1 - specificity", "sensitivity", diagonal=True)
-        part.plots.append(
-            Plot("roc", "ROC", draw, "; ".join(text[level] for level in LEVELS) + ".")
-        )
+        part.plots.append(Plot("roc", "ROC", draw, "; ".join(told) + "."))
     _calibration(scored, part)
     return part
 
 
 def _calibration(scored: Scored, part: Part) -> None:
-    lines, rows = [], []
+    lines, rows, told = [], [], []
     sources = {"boxes": marks_of(scored), "images": units_of(scored, "image")}
     for name, source in sources.items():
         try:
@@ -91,6 +90,7 @@ def _calibration(scored: Scored, part: Part) -> None:
         bins = reliability(labelled, binning="mass")
         band = (bins.mean_score, bins.share_low, bins.share_high)
         lines.append(Line(name, bins.mean_score, bins.share, band=band))
+        told.append(f"{len(labelled.scores)} {name}")
     if not lines:
         return
     columns = ["scores of", "figure", "value", "low", "high", "of"]
@@ -98,7 +98,8 @@ def _calibration(scored: Scored, part: Part) -> None:
     part.tables.append(Table("calibration", "Calibration", note, columns, rows))
     labels = ("mean score", "share that is right")
     draw = partial(curves_svg, lines, "reliability", *labels, diagonal=True)
-    caption = f"{note} Bins of equal numbers with Wilson's 95 % interval; dotted: perfect."
+    bins_text = "Bins of equal numbers with Wilson's 95 % interval; dotted: perfect."
+    caption = f"{' and '.join(told)}. {note} {bins_text}"
     part.plots.append(Plot("reliability", "Reliability", draw, caption))
 
 
@@ -120,7 +121,18 @@ def operating_points(scored: Scored) -> Part:
 
 
 def apply_point(scored: Scored, point: OperatingPoint):
-    """Figures of one operating point."""
+    """Figures of one operating point.
+
+    Raises:
+        UserError: it was chosen by other rules, or of scores that were calibrated otherwise.
+    """
+    for name, value in scored.settings.of_points.items():
+        chosen = point.settings.get(name, value if name == "class_aware" else "none")
+        if chosen != value:
+            raise UserError(
+                f"the operating point {point.name!r} was chosen with {name} {chosen!r}, but is "
+                f"applied with {value!r}: use the same on both"
+            )
     if point.level == "box":
         found = marks_of(scored, point.category)
         return apply_to_boxes(point, found, scored.study, scored.predictions, scored.draws)

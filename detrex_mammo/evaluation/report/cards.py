@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from detrex_mammo.errors import UserError
 from detrex_mammo.evaluation.matching import DUPLICATE, FALSE_POSITIVE, TRUE_POSITIVE, Matching
 from detrex_mammo.evaluation.report.content import Card, Lesion, Mark, View
 from detrex_mammo.evaluation.study import Study
@@ -40,6 +41,9 @@ def make_cards(
 
     Returns:
         tuple[list[Card], str]: cards, and a sentence that says what was chosen.
+
+    Raises:
+        UserError: an image that is shown has no size.
     """
     hit_scores = _hit_scores(len(study.lesions), predictions, matching)
     breasts = _choose(study, predictions, matching, hit_scores, threshold, max_images)
@@ -126,9 +130,7 @@ def _rows_of(image_index: np.ndarray, num_images: int):
 
 def _view(study, row, lesions, marks, predictions, matching, hit_scores) -> View:
     image = study.images[row]
-    box = image.get("breast_box")
-    frame = (0, 0, int(image["width"]), int(image["height"]))
-    frame = frame if box is None else tuple(int(v) for v in box)
+    frame = _frame(image)
     best = marks[np.argsort(-predictions.scores[marks], kind="stable")][:MARKS_PER_VIEW]
     name = study.category_names
     return View(
@@ -153,6 +155,20 @@ def _view(study, row, lesions, marks, predictions, matching, hit_scores) -> View
             for n in best
         ],
     )
+
+
+def _frame(image: Mapping[str, Any]) -> tuple[int, int, int, int]:
+    """What of an image is shown: the breast, or all of it."""
+    if image.get("breast_box") is not None:
+        x0, y0, x1, y1 = (int(value) for value in image["breast_box"])
+        if x0 < x1 and y0 < y1:
+            return x0, y0, x1, y1
+    if image.get("width") is None or image.get("height") is None:
+        raise UserError(
+            f"image {image['id']!r} has no width and height, which the report's gallery needs: "
+            "add them to the annotation file, or set --max-images 0"
+        )
+    return 0, 0, int(image["width"]), int(image["height"])
 
 
 def _in_frame(box: np.ndarray, frame: tuple[int, int, int, int]) -> tuple[float, ...]:

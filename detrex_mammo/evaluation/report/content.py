@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+INTERVAL = "95 % interval"
+
 
 @dataclass(frozen=True)
 class Number:
@@ -162,6 +164,8 @@ class Report:
         tables: further tables.
         cards: of the gallery.
         note: a warning over all, such as "simulated lesions".
+        gallery_note: what the gallery shows.
+        interval: name of the headline's column of intervals.
     """
 
     title: str
@@ -173,3 +177,4 @@ class Report:
     cards: Sequence[Card] = ()
     note: str = ""
     gallery_note: str = field(default="")
+    interval: str = INTERVAL

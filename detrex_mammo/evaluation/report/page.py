@@ -10,15 +10,14 @@ import csv
 import html
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from detrex_mammo.errors import UserError
-from detrex_mammo.evaluation.report.content import Card, Number, Report, Table, View
+from detrex_mammo.evaluation.report.content import INTERVAL, Card, Number, Report, Table, View
 
-HEADLINE = ("figure", "value", "95 % interval", "rule", "out of")
 Picture = Callable[[View], bytes | None]
 
 
@@ -38,13 +37,13 @@ def write_report(folder: str | Path, report: Report, picture: Picture | None = N
         UserError: the folder cannot be written.
     """
     folder = Path(folder)
-    tables = [headline_table(report.numbers), *report.tables]
+    tables = [headline_table(report.numbers, report.interval), *report.tables]
     try:
         (folder / "tables").mkdir(parents=True, exist_ok=True)
         for table in tables:
-            _write_csv(folder / "tables" / f"{table.key}.csv", table)
+            write_csv(folder / "tables" / f"{table.key}.csv", table)
         page = folder / "index.html"
-        with open(page, "w", encoding="utf-8") as file:
+        with open(page, "w", encoding="utf-8", errors="replace") as file:
             _write_page(file.write, report, tables, picture)
     except OSError as error:
         raise UserError(
@@ -54,10 +53,11 @@ def write_report(folder: str | Path, report: Report, picture: Picture | None = N
     return page
 
 
-def headline_table(numbers) -> Table:
+def headline_table(numbers: Sequence[Number], interval: str = INTERVAL) -> Table:
     """The headline as a table, its intervals as text."""
     rows = [[n.name, _value_text(n), _interval_text(n), n.rule, n.denominator] for n in numbers]
-    return Table("headline", "Headline", "", HEADLINE, rows)
+    columns = ["figure", "value", interval, "rule", "out of"]
+    return Table("headline", "Headline", "", columns, rows)
 
 
 def _write_page(write, report: Report, tables: list[Table], picture: Picture | None) -> None:
@@ -160,11 +160,15 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _write_csv(path: Path, table: Table) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as file:
+def write_csv(path: Path, table: Table) -> None:
+    """A table as CSV, in which a stranger's name is never a spreadsheet's formula.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with open(path, "w", encoding="utf-8", errors="replace", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(table.columns)
-        writer.writerows([[_cell(value) for value in row] for row in table.rows])
+        writer.writerows([[_cell(value) for value in row] for row in (table.columns, *table.rows)])
 
 
 def _cell(value: Any) -> Any:

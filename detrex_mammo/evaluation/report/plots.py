@@ -10,6 +10,7 @@ import numpy as np
 
 SIZE = (5.2, 4.0)  # inches
 MAX_LINES = 4  # that can be told apart
+MAX_NAME = 30  # characters of a name in a legend
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class Line:
     band: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
     steps: str = ""
     marks: Sequence[tuple[float, float, str]] = ()
+
+
+def left_out(number: int) -> str:
+    """Says that of so many curves only some are drawn."""
+    return "" if number <= MAX_LINES else f" ({MAX_LINES} of {number} curves drawn)"
 
 
 def curves_svg(
@@ -63,8 +69,7 @@ def curves_svg(
     axes = figure.add_subplot()
     if diagonal:
         axes.plot([0, 1], [0, 1], color="#8C959F", linewidth=0.9, linestyle=(0, (3, 3)))
-    for line, style in zip(lines, STYLES, strict=False):
-        _draw(axes, line, style)
+    drawn = [_draw(axes, line, style) for line, style in zip(lines, STYLES, strict=False)]
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     if log_x:
@@ -79,23 +84,34 @@ def curves_svg(
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     if len(lines) > 1:
-        axes.legend(frameon=False, fontsize=8.5, handlelength=3)
+        _legend(axes, drawn, [line.name for line in lines])
     return _svg(figure, key)
 
 
-def _draw(axes, line: Line, style) -> None:
+def _legend(axes, drawn: list, names: Sequence[str]) -> None:
+    """Names as they are: a stranger's is neither a formula ("$") nor hidden (a leading "_")."""
+    places = [str(number) for number in range(len(drawn))]
+    legend = axes.legend(drawn, places, frameon=False, fontsize=8.5, handlelength=3)
+    for text, name in zip(legend.get_texts(), names, strict=False):
+        text.set_parse_math(False)
+        text.set_text(name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}\u2026")
+
+
+def _draw(axes, line: Line, style):
+    """The curve, for the legend."""
     kind = {"color": style["color"], "linestyle": style["linestyle"]}
     if line.band is not None:
         step = line.steps or None
         axes.fill_between(*line.band, step=step, color=style["color"], alpha=0.16, linewidth=0)
     drawn = {"drawstyle": f"steps-{line.steps}"} if line.steps else {}
     marker = {} if line.steps or len(line.x) > 30 else {"marker": style["marker"], "markersize": 4}
-    axes.plot(line.x, line.y, label=line.name, linewidth=1.7, **kind, **drawn, **marker)
+    (curve,) = axes.plot(line.x, line.y, linewidth=1.7, **kind, **drawn, **marker)
     for x, y, text in line.marks:
         axes.plot([x], [y], style["marker"], color=style["color"], markersize=6)
         axes.annotate(
             text, (x, y), (6, -11), textcoords="offset points", fontsize=8, parse_math=False
         )
+    return curve
 
 
 def _svg(figure, key: str) -> str:

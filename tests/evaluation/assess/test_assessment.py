@@ -110,8 +110,77 @@ def test_groups_are_in_the_table(four):
     rows = {
         row[1]: dict(zip(table.columns, row)) for row in table.rows if row[0] == "breast density"
     }
-    assert (rows["A"]["counted"], rows["A"]["sens@1"]) == (2, 0.5)
-    assert rows["B"]["counted"] == 0 and np.isnan(rows["B"]["sens@1"])
+    assert (rows["A"]["lesions"], rows["A"]["sens@1"]) == (2, 0.5)
+    assert rows["B"]["lesions"] == 0 and np.isnan(rows["B"]["sens@1"])
+
+
+def test_groups_have_their_areas(four):
+    """Density B has no lesion; "image" 1 (0.8) is one of its two negative images.
+
+    Of A's lesions one is hit at 0.9, but A has no image without a lesion: no area. The class has
+    both lesions and the negatives 0.8 and none: hit 0.9 beats both, no hit loses one and ties one.
+    """
+    found = assess(*four, AssessSettings(bootstrap=Bootstrap(20)))
+    table = next(t for t in found.part.tables if t.key == "areas")
+    rows = {(row[0], row[1], row[2]): row[3:] for row in table.rows}
+    assert np.isnan(rows["breast density", "A", "AFROC"][0])
+    assert rows["class", "mass", "AFROC"][0] == 2.5 / 4
+    assert rows["class", "mass", "AFROC"][3] == "2 lesions, 2 images without"
+    assert rows["class", "mass", "LROC"][0] == 0.5
+
+
+def test_every_figure_has_an_interval_or_is_not_defined(four):
+    found = assess(*four, AssessSettings(bootstrap=Bootstrap(20)))
+    for name, figure in found.figures.items():
+        assert np.isnan(figure.value) or not np.isnan(figure.low + figure.high), name
+        assert figure.of, name
+
+
+def test_the_interval_says_its_level(four):
+    found = assess(*four, AssessSettings(bootstrap=Bootstrap(20, level=0.9)))
+    assert found.report("x").interval == "90 % interval"
+
+
+@pytest.mark.parametrize("unit", ["lesion", "breast", "case"])
+def test_units_are_counted_in_the_slider_and_in_the_groups(unit):
+    """One lesion in both views of one breast, hit in one: 1 of 1, not of 2 boxes."""
+    images = [
+        {"id": n, "width": 100, "height": 100, "patient_id": f"P{n // 2}", "laterality": "L",
+         "view": ("CC", "MLO")[n % 2], "density": "A"}
+        for n in range(4)
+    ]  # fmt: skip
+    lesions = [
+        {"id": n, "image_id": n, "category_id": 1, "bbox": LESION, "lesion_id": "1"} for n in (0, 1)
+    ]
+    categories = [{"id": 1, "name": "mass"}]
+    study = read_study({"images": images, "annotations": lesions, "categories": categories})
+    settings = AssessSettings(FrocSettings(unit=unit), bootstrap=None)
+    found = assess(study, predictions_of(study, {0: [(HIT, 0.9)]}), settings)
+    assert found.report("x").counter.num_units == 1
+    table = next(t for t in found.part.tables if t.key == "strata")
+    rows = [dict(zip(table.columns, row)) for row in table.rows]
+    assert [row[settings.froc.units] for row in rows if row["group"] == "A"] == [1]
+
+
+@pytest.mark.parametrize("name", ["all", "all classes", "$\\frac$"])
+def test_a_class_may_have_any_name(name):
+    images = [{"id": n, "width": 9, "height": 9} for n in range(3)]
+    categories = [{"id": 1, "name": name}, {"id": 2, "name": "mass"}]
+    lesions = [{"id": n, "image_id": n, "category_id": n + 1, "bbox": LESION} for n in (0, 1)]
+    study = read_study({"images": images, "annotations": lesions, "categories": categories})
+    found = assess(study, predictions_of(study, {0: [(HIT, 0.9)]}), AssessSettings(bootstrap=None))
+    tables = {table.key: table for table in found.part.tables}
+    assert [row[2] for row in tables["sensitivity"].rows[::8]] == [0.5, 1, 0]
+    assert [row[2] for row in tables["f1"].rows] == [pytest.approx(2 / 3, abs=1e-4), 1, 0]
+    assert all(plot.draw() for plot in found.part.plots)
+
+
+def test_asked_for_sensitivities_stand_in_the_headline(four):
+    found = assess(*four, AssessSettings(fppi=(0.5, 2.0), bootstrap=None))
+    assert [n.name for n in found.part.numbers[:2]] == [
+        "Sensitivity at 0.5 false positives per image",
+        "Sensitivity at 2 false positives per image",
+    ]
 
 
 def test_one_patient_has_no_interval_and_it_says_so():

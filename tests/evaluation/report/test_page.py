@@ -40,6 +40,13 @@ def test_a_cell_that_a_spreadsheet_would_run_becomes_text(tmp_path):
     assert rows_of(tmp_path, "names")[1:] == [["'=1+1"], ["'@x"], ["-"], ["P=1"]]
 
 
+def test_a_column_that_a_spreadsheet_would_run_becomes_text(tmp_path):
+    content = report()
+    table = Table("names", "Names", "", ["=1+1"], [["\ud800"]])
+    write_report(tmp_path, type(content)(**{**vars(content), "tables": [table]}))
+    assert rows_of(tmp_path, "names") == [["'=1+1"], ["?"]]
+
+
 def test_page_asks_for_nothing_from_the_network(tmp_path):
     text = write_report(tmp_path, report(), picture).read_text(encoding="utf-8")
     assert not re.findall(r"(?:src|href)=[\"']?(?:https?:)?//", text)
@@ -177,6 +184,39 @@ def test_pictures_are_put_in_when_seen(page):
     page.execute_script("arguments[0].scrollIntoView()", image)
     page.execute_async_script("setTimeout(arguments[0], 300)")
     assert image.get_attribute("href").startswith("data:image/jpeg;base64,/9j/")
+
+
+def test_a_printed_page_has_all_its_pictures(page):
+    choose(page, "#kind", "all")
+    page.execute_script("window.dispatchEvent(new Event('beforeprint'))")
+    images = page.find_elements("css selector", ".frame image")
+    assert len(images) == 4
+    assert all(image.get_attribute("href").startswith("data:image/jpeg") for image in images)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_names_of_boxes_can_be_read_and_stay_inside(page, width):
+    """At least ten pixels high on every screen, in both views of a card."""
+    page.set_window_size(width, 900)
+    page.refresh()
+    choose(page, "#kind", "all")
+    heights, outside = page.execute_script("""
+        const texts = [...document.querySelectorAll(".frame text")];
+        const box = (e) => e.getBoundingClientRect();
+        const isOut = (e) => box(e).left < box(e.closest("svg")).left - 1
+            || box(e).right > box(e.closest("svg")).right + 1;
+        return [texts.map((e) => box(e).height), texts.filter(isOut).length];
+    """)
+    page.set_window_size(1280, 900)
+    assert len(heights) == 3 and min(heights) >= 10 and outside == 0
+
+
+def test_a_column_has_as_many_decimals_as_it_needs(page):
+    """Of 0.5, none and 0.75: two; what does not exist stands under the numbers."""
+    cells = page.find_elements("css selector", "#table-by_class tbody td:last-child")
+    assert [cell.text for cell in cells] == ["0.50", "-", "0.75"]
+    assert {cell.get_attribute("class") for cell in cells} == {"number"}
+    assert texts(page, "#table-by_class tbody td:nth-child(2)") == ["2", "10", "1"]
 
 
 @pytest.mark.parametrize("width", [390, 1600])

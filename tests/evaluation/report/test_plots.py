@@ -21,6 +21,15 @@ def test_it_is_whole_and_its_texts_are_texts():
     assert {"false positives", "sensitivity", "$0.6$", "0.1", "1"} <= set(texts)
 
 
+def test_names_in_the_legend_are_names():
+    """A class may be called like a formula that is none, or like what matplotlib hides."""
+    names = ["$\\frac$", "_hidden", "</text>", "a" * 99]
+    lines = [Line(name, LINE.x, LINE.y) for name in names]
+    drawn = curves_svg(lines, "pr", "recall", "precision")
+    texts = [e.text for e in fromstring(drawn).iter() if e.tag.endswith("}text")]
+    assert {*names[:3], "a" * 29 + "\u2026"} <= set(texts)
+
+
 def test_ids_are_the_figures_own_and_every_reference_is_met():
     first, second = svg("froc"), svg("roc")
     ids = [set(re.findall(r'\bid="([^"]+)"', text)) for text in (first, second)]

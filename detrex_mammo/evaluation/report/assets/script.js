@@ -21,16 +21,29 @@
   }
 
   const isNumber = (value) => typeof value === "number";
-  const written = (value) =>
-    value === null ? "-" : isNumber(value) && !Number.isInteger(value) ? value.toFixed(3) : String(value);
+
+  // As many decimals as a column's numbers need, three at most; of what is smaller two digits.
+  function decimals(values) {
+    const needed = (value) => [0, 1, 2].find((digits) => Math.abs(value - value.toFixed(digits)) < 5e-5) ?? 3;
+    return Math.max(0, ...values.filter(isNumber).map(needed));
+  }
+
+  function written(value, digits) {
+    if (value === null) return "-";
+    if (!isNumber(value)) return String(value);
+    return value && digits && Math.abs(value) < 0.001 ? value.toPrecision(2) : value.toFixed(digits);
+  }
 
   // ---- tables: a click on a column's name sorts by it, another one turns the order round
 
-  function drawRows(body, rows) {
+  function drawRows(body, rows, digits) {
     body.replaceChildren();
     for (const row of rows) {
       const line = element("tr", body);
-      for (const value of row) element("td", line, written(value), isNumber(value) ? "number" : "");
+      row.forEach((value, index) => {
+        const isOfNumbers = digits[index] !== null && (value === null || isNumber(value));
+        element("td", line, written(value, digits[index]), isOfNumbers ? "number" : "");
+      });
     }
   }
 
@@ -49,8 +62,12 @@
     drawn.id = "table-" + table.key;
     const head = element("tr", element("thead", drawn));
     const body = element("tbody", drawn);
+    const digits = table.columns.map((_, index) => {
+      const values = table.rows.map((row) => row[index]);
+      return values.some(isNumber) ? decimals(values) : null;
+    });
     table.columns.forEach((column, index) => {
-      const cell = element("th", head, undefined, table.rows.some((row) => isNumber(row[index])) ? "number" : "");
+      const cell = element("th", head, undefined, digits[index] === null ? "" : "number");
       const button = element("button", cell, column);
       button.type = "button";
       button.addEventListener("click", () => {
@@ -61,10 +78,10 @@
           const order = compare(a[index], b[index]);
           return a[index] === null || b[index] === null || up ? order : -order;
         });
-        drawRows(body, rows);
+        drawRows(body, rows, digits);
       });
     });
-    drawRows(body, table.rows);
+    drawRows(body, table.rows, digits);
     const below = element("p", parent, table.note ? table.note + " " : "", "fine");
     const link = element("a", below, "CSV");
     link.href = "tables/" + encodeURIComponent(table.key) + ".csv";
@@ -134,14 +151,16 @@
 
   // ---- gallery
 
+  function putIn(image) {
+    eyes.unobserve(image);
+    const source = byId("picture" + image.dataset.picture);
+    if (source) image.setAttribute("href", "data:image/jpeg;base64," + source.textContent);
+  }
+
   const eyes = new IntersectionObserver((entries) => {
-    for (const entry of entries) {
-      if (!entry.isIntersecting) continue;
-      eyes.unobserve(entry.target);
-      const source = byId("picture" + entry.target.dataset.picture);
-      if (source) entry.target.setAttribute("href", "data:image/jpeg;base64," + source.textContent);
-    }
+    for (const entry of entries) if (entry.isIntersecting) putIn(entry.target);
   }, { rootMargin: "600px" });
+  window.addEventListener("beforeprint", () => document.querySelectorAll(".frame image:not([href])").forEach(putIn));
 
   function standing(card) {
     let worst = -1, best = -1, missed = 0, sure = Infinity;
@@ -176,18 +195,26 @@
     const picture = shape("image", svg, { width, height, preserveAspectRatio: "none" });
     picture.dataset.picture = view.picture;
     eyes.observe(picture);
-    const size = Math.max(height, width) / 42;
+    return svg;
+  }
+
+  // The boxes, once all views of a card are there: texts of eleven pixels on the screen, whatever
+  // the pictures are scaled by.
+  function drawBoxes(view, svg) {
+    const [width, height] = view.size;
+    const shown = svg.getBoundingClientRect();
+    const size = 11 / (Math.min(shown.width / width, shown.height / height) || 42 / height);
     const taken = [];
     const box = ([x, y, w, h], kind, label) => {
       shape("rect", svg, { x, y, width: w, height: h, class: kind });
       if (!label) return;
-      // Beside the border a text grows inwards; of boxes on one another only the first is named.
-      const isRight = x > 0.6 * width;
-      const place = { x: isRight ? x + w : x, y: y > 1.4 * size ? y - 0.3 * size : y + h + size };
-      if (taken.some((other) => Math.abs(other.y - place.y) < size && Math.abs(other.x - place.x) < 8 * size)) return;
-      taken.push(place);
-      const text = shape("text", svg, { ...place, "font-size": size, "text-anchor": isRight ? "end" : "start" });
-      text.textContent = label;
+      // A text stays inside the picture; of texts on one another only the first is written.
+      const long = 0.58 * size * label.length;
+      const place = { x: Math.max(0, Math.min(x, width - long)), y: y > 1.4 * size ? y - 0.3 * size : y + h + size };
+      const isOn = (other) => Math.abs(other.y - place.y) < size && place.x < other.end && other.x < place.x + long;
+      if (taken.some(isOn)) return;
+      taken.push({ ...place, end: place.x + long });
+      shape("text", svg, { ...place, "font-size": size }).textContent = label;
     };
     for (const lesion of view.lesions) {
       const isFound = lesion[5] !== null && lesion[5] >= threshold;
@@ -206,7 +233,8 @@
     words.push(`${lesions} lesion${lesions === 1 ? "" : "s"}${found.missed ? `, ${found.missed} missed` : ""}`);
     element("p", drawn, words.join(", "));
     const views = element("div", drawn, undefined, "views");
-    for (const view of card.views) drawView(view, views);
+    const drawnViews = card.views.map((view) => [view, drawView(view, views)]);
+    for (const [view, svg] of drawnViews) drawBoxes(view, svg);
   }
 
   function textOf(card) {
