@@ -44,6 +44,8 @@ EXTRAS = {
     "ensemble": ["ensemble-boxes>=1.0.9"],  # weighted boxes fusion of several models
     "faster": ["faster-coco-eval>=1.6"],  # COCO's evaluation while training, several times faster
     "export": ["onnx>=1.16", "onnxscript>=0.3", "onnxruntime>=1.18"],  # files that run elsewhere
+    "mlflow": ["mlflow-skinny>=2.9"],  # train.writers
+    "wandb": ["wandb>=0.16"],  # train.writers
     "hf": ["transformers>=4.40"],  # runs a source model to verify a conversion
     "omidb": ["omidb>=0.13"],  # reads OPTIMAM's own database
     "timm": ["timm>=1.0"],  # any timm network as backbone

@@ -126,6 +126,12 @@ def config_to_text(cfg: DictConfig) -> str:
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
 
 
+def resolved(cfg: DictConfig) -> DictConfig:
+    """A copy in which every interpolation is replaced by its value."""
+    content = OmegaConf.to_container(cfg, resolve=True)
+    return OmegaConf.create(content, flags={"allow_objects": True})
+
+
 def save_config(cfg: DictConfig, path: str | Path) -> None:
     """Write a config as a ``.yaml`` file that loads, and runs, again."""
     Path(path).write_text(config_to_text(cfg), encoding="utf-8")
@@ -234,6 +240,7 @@ __all__ = [
     "instantiate_with",
     "load_config",
     "load_config_text",
+    "resolved",
     "save_config",
     "train_schema",
 ]

@@ -13,8 +13,12 @@ train = dict(
     # What heads take from it. classes: None or "same", "reinitialise", "by_name" (keep the outputs
     # of classes that both have) or {"class here": "class there"}; objectness: output 0 of a
     # two-stage model's proposal head; boxes: the box heads. Refused if less than min_share of the
-    # parameters come from the file.
-    init=dict(classes=None, objectness=True, boxes=True, min_share=0.9),
+    # parameters come from the file. weights: "model", or "ema", their average in a checkpoint of
+    # this project.
+    init=dict(classes=None, objectness=True, boxes=True, min_share=0.9, weights="model"),
+    # Parts that are not trained, by the names of modules or parameters, such as ["backbone",
+    # "transformer.encoder.layers.*.norm1"]. A name that fits nothing is an error.
+    freeze=[],
     # "auto" (GPU if there is one), "cuda" or "cpu".
     device="auto",
     # Same seed, same machine: same losses. -1 draws one and writes it into config.yaml.
@@ -36,7 +40,15 @@ train = dict(
     accumulate=1,
     # Clip the gradient's norm over all parameters; the norm is logged either way.
     clip_grad=dict(enabled=True, params=dict(max_norm=0.1, norm_type=2.0)),
-    # Checkpoint every so many epochs (fractions allowed, 0: at the end only), keep the newest few.
+    # A loss or gradient that is not finite, in any process: "stop" (the batch, config and weights
+    # go to nan_step_N for tools/replay_batch.py), "skip" the step, or skip it and "halve_scale" of
+    # fp16. After more than limit such steps in a row the run stops in any case.
+    nan=dict(policy="stop", limit=10),
+    # Exponential moving average of the weights, in every checkpoint beside them and evaluated under
+    # keys that begin with "ema/"; warmup: steps until decay is nearly reached.
+    ema=dict(enabled=False, decay=0.9999, warmup=2000),
+    # Checkpoint every so many epochs (fractions allowed, 0: at the end only), keep the newest few;
+    # two at least, so that there is one to fall back on.
     checkpointer=dict(period_epochs=1, max_to_keep=5),
     # Evaluate every so many epochs (0: at the end only).
     eval_period_epochs=1,
@@ -45,6 +57,16 @@ train = dict(
     # Keep the weights of the best evaluation as model_best.pth, by one of its numbers, such as
     # "bbox/AP50" or "val/loss"; mode is "max" or "min". "": keep none.
     best=dict(metric="", mode="max"),
+    # End after so many evaluations in a row without a better value of one number. "": never.
+    early_stopping=dict(metric="", patience=10, mode="max"),
+    # At each evaluation also an HTML page beside the predictions, report/index.html: figures with
+    # intervals, curves, a threshold to move, and a gallery.
+    report=False,
     # Write metrics to console, metrics.json and TensorBoard every so many steps.
     log_period=20,
+    # Also write them to "wandb" (Weights & Biases) or "mlflow"; with options: {"wandb": {"project":
+    # "mammography"}}. Whatever fails there does not touch the run.
+    writers=[],
+    # At each evaluation draw so many test images, truth beside predictions, into TensorBoard.
+    tensorboard_images=0,
 )

@@ -11,8 +11,12 @@ import cv2
 import numpy as np
 from detectron2.data.transforms import Augmentation, NoOpTransform, Transform
 
-from detrex_mammo.data.augmentation_checks import check_probability, check_range
-from detrex_mammo.errors import UserError
+from detrex_mammo.data.augmentation_checks import (
+    check_number,
+    check_probability,
+    check_range,
+    check_sizes,
+)
 
 
 class AreaResizeTransform(Transform):
@@ -72,15 +76,10 @@ class ResizeToFit(Resize):
         aspect_jitter: float = 0.0,
     ):
         super().__init__()
-        low, high = scale_range
-        if height < 1 or width < 1 or not 0 < low <= high or not 0 <= aspect_jitter < 1:
-            raise UserError(
-                f"ResizeToFit got height={height}, width={width}, scale_range={list(scale_range)}, "
-                f"aspect_jitter={aspect_jitter}; sizes are at least 1, 0 < low <= high, and the "
-                "jitter is in [0, 1)"
-            )
+        check_sizes("ResizeToFit", height=height, width=width)
         self.height, self.width = height, width
-        self.scale_range, self.aspect_jitter = (low, high), aspect_jitter
+        self.scale_range = check_range("ResizeToFit", "scale_range", scale_range, above=0)
+        self.aspect_jitter = check_number("ResizeToFit", "aspect_jitter", aspect_jitter, 0, 1, "[)")
 
     def get_transform(self, image: np.ndarray) -> Transform:
         height, width = image.shape[:2]

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from detectron2.data.transforms import Augmentation, CropTransform, NoOpTransform, Transform
 
-from detrex_mammo.errors import UserError
+from detrex_mammo.data.augmentation_checks import check_number, check_probability, check_range
 
 
 class LesionSafeCrop(Augmentation):
@@ -29,12 +29,8 @@ class LesionSafeCrop(Augmentation):
 
     def __init__(self, min_share: float = 0.6, prob: float = 0.5):
         super().__init__()
-        if not 0 < min_share <= 1 or not 0 <= prob <= 1:
-            raise UserError(
-                f"LesionSafeCrop got min_share={min_share}, prob={prob}; min_share is in (0, 1], "
-                "prob in [0, 1]"
-            )
-        self.min_share, self.prob = min_share, prob
+        self.min_share = check_number("LesionSafeCrop", "min_share", min_share, 0, 1, "(]")
+        self.prob = check_probability("LesionSafeCrop", prob)
 
     def get_transform(self, image: np.ndarray, boxes: np.ndarray) -> Transform:
         if np.random.uniform() >= self.prob:
@@ -129,19 +125,11 @@ class RandomAffine(Augmentation):
         translate: float = 0.0,
     ):
         super().__init__()
-        if not 0 <= shear <= 45 or not 0 <= translate < 1:
-            raise UserError(
-                f"RandomAffine got shear={shear}, translate={translate}; degrees of shear are in "
-                "[0, 45], the shift is a share in [0, 1)"
-            )
-        low, high = scale
-        if not 0 <= degrees <= 180 or not 0 < low <= high or not 0 <= prob <= 1:
-            raise UserError(
-                f"RandomAffine got degrees={degrees}, scale={list(scale)}, prob={prob}; degrees "
-                "are in [0, 180], 0 < low <= high, prob in [0, 1]"
-            )
-        self.degrees, self.scale, self.prob = degrees, (low, high), prob
-        self.shear, self.translate = shear, translate
+        self.degrees = check_number("RandomAffine", "degrees", degrees, 0, 180)
+        self.scale = check_range("RandomAffine", "scale", scale, above=0)
+        self.prob = check_probability("RandomAffine", prob)
+        self.shear = check_number("RandomAffine", "shear", shear, 0, 45)
+        self.translate = check_number("RandomAffine", "translate", translate, 0, 1, "[)")
 
     def get_transform(self, image: np.ndarray) -> Transform:
         if np.random.uniform() >= self.prob:

@@ -11,7 +11,12 @@ import numpy as np
 from detectron2.data.transforms import NoOpTransform, Transform
 
 from detrex_mammo.data.augmentation import AreaResizeTransform, Resize, scaled_size
-from detrex_mammo.data.augmentation_checks import check_probability, check_range
+from detrex_mammo.data.augmentation_checks import (
+    check_number,
+    check_probability,
+    check_range,
+    check_sizes,
+)
 from detrex_mammo.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -43,12 +48,10 @@ class ResizeToSpacing(Resize):
         scale_range: Sequence[float] = (1.0, 1.0),
     ):
         super().__init__()
-        if not mm_per_pixel > 0 or max_height < 1 or max_width < 1:
-            raise UserError(
-                f"ResizeToSpacing got mm_per_pixel={mm_per_pixel}, max_height={max_height}, "
-                f"max_width={max_width}; millimetres are above 0, sizes at least 1"
-            )
-        self.mm_per_pixel = mm_per_pixel
+        check_sizes("ResizeToSpacing", max_height=max_height, max_width=max_width)
+        self.mm_per_pixel = check_number(
+            "ResizeToSpacing", "mm_per_pixel", mm_per_pixel, 0, 100, "(]"
+        )
         self.max_height, self.max_width = max_height, max_width
         self.scale_range = check_range("ResizeToSpacing", "scale_range", scale_range, above=0)
         self._has_told = False
@@ -93,13 +96,15 @@ class ResizeShortEdge(Resize):
 
     def __init__(self, short_edges: int | Sequence[int], max_size: int | None = None):
         super().__init__()
-        edges = [short_edges] if isinstance(short_edges, int) else list(short_edges)
-        if not edges or min(edges) < 1 or (max_size is not None and max_size < 1):
-            raise UserError(
-                f"ResizeShortEdge got short_edges={edges}, max_size={max_size}; lengths are at "
-                "least 1, and there is at least one short edge"
-            )
-        self.short_edges, self.max_size = edges, max_size
+        is_list = isinstance(short_edges, Sequence) and not isinstance(short_edges, str)
+        if is_list and not short_edges:
+            raise UserError("ResizeShortEdge got short_edges=[]; give at least one length")
+        self.short_edges = list(short_edges) if is_list else [short_edges]
+        self.max_size = max_size
+        for edge in self.short_edges:
+            check_sizes("ResizeShortEdge", short_edges=edge)
+        if max_size is not None:
+            check_sizes("ResizeShortEdge", max_size=max_size)
 
     def get_transform(self, image: np.ndarray) -> Transform:
         height, width = image.shape[:2]

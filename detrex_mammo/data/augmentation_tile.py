@@ -7,9 +7,8 @@ Boxes are (N, 4) xyxy in continuous pixels: pixel i covers [i, i + 1).
 import numpy as np
 from detectron2.data.transforms import Augmentation, CropTransform, Transform
 
-from detrex_mammo.data.augmentation_checks import check_probability
+from detrex_mammo.data.augmentation_checks import check_probability, check_sizes
 from detrex_mammo.data.breast import find_breast
-from detrex_mammo.errors import UserError
 
 
 class LesionTile(Augmentation):
@@ -35,8 +34,7 @@ class LesionTile(Augmentation):
 
     def __init__(self, height: int, width: int, lesion_prob: float = 0.5):
         super().__init__()
-        if height < 1 or width < 1:
-            raise UserError(f"LesionTile got height={height}, width={width}; sizes are at least 1")
+        check_sizes("LesionTile", height=height, width=width)
         self.height, self.width = height, width
         self.lesion_prob = check_probability("LesionTile", lesion_prob, "lesion_prob")
 

@@ -36,6 +36,12 @@ def match_classes(
     Raises:
         UserError: a class is in neither, or the two do not fit.
     """
+    if isinstance(classes, str):
+        raise UserError(f"classes is {classes!r}; it is a list of names, such as [{classes}]")
+    if not isinstance(class_map or {}, Mapping):
+        raise UserError(
+            f"class_map is {class_map!r}; it is a map, such as {{name in the file: name here}}"
+        )
     renamed = dict(class_map or {})
     tables = [{c["id"]: renamed.get(c["name"], c["name"]) for c in f.categories} for f in files]
     found = list(dict.fromkeys(name for table in tables for name in table.values()))

@@ -88,7 +88,7 @@ class LesionCopyPaste:
     Random numbers are ``np.random``'s.
 
     Args:
-        prob: probability that an image gets any.
+        prob: probability that an image gets any; 0 turns it off.
         max_lesions: an image gets 1 to as many.
         same_dataset: only lesions of the image's own ``dataset``.
         same_view: only lesions of the image's own ``view``.
@@ -96,7 +96,7 @@ class LesionCopyPaste:
         balance_classes: draw the class first, evenly: rare classes become frequent.
 
     Raises:
-        UserError: ``prob`` or ``max_lesions`` is not possible.
+        UserError: a setting is not possible.
     """
 
     def __init__(
@@ -113,6 +113,10 @@ class LesionCopyPaste:
             raise UserError(f"LesionCopyPaste got max_lesions={max_lesions!r}; use 1 or more")
         self.max_lesions = max_lesions
         self.same_dataset, self.same_view = same_dataset, same_view
+        if classes is not None and not all(type(number) is int for number in classes):
+            raise UserError(
+                f"LesionCopyPaste got classes={classes!r}; give a list of their numbers, from 0"
+            )
         self.classes = None if classes is None else sorted(classes)
         self.balance_classes = balance_classes
         self._dataset: Sequence[Mapping[str, Any]] | None = None
@@ -123,6 +127,8 @@ class LesionCopyPaste:
         Raises:
             UserError: it has no lesion of ``classes``.
         """
+        if not self.prob:
+            return
         columns = columns_of(dataset)
         self._dataset, self._columns = dataset, columns
         self._rows = self._group(columns)
@@ -169,6 +175,8 @@ class LesionCopyPaste:
         Raises:
             UserError: no dataset was attached, or an image cannot be read.
         """
+        if not self.prob:
+            return pixels, boxes, classes
         if self._dataset is None:
             raise UserError(
                 "copy_paste has no dataset to take lesions from: call mapper.attach(dataset) first"

@@ -4,7 +4,7 @@
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from detrex_mammo.errors import UserError
 logger = logging.getLogger(__name__)
 
 
-def best_scores(path: str, image_ids: Sequence[Any]) -> np.ndarray:
+def best_scores(path: str | Mapping[str, str], image_ids: Sequence[Any]) -> np.ndarray:
     """Highest score of each image.
 
     Args:
         path: COCO results JSON: a list of records with ``image_id`` and ``score`` among others.
+            Of several datasets mixed: name of a part -> its file; the ids in it are the part's own.
         image_ids: N of the dataset.
 
     Returns:
@@ -28,13 +29,21 @@ def best_scores(path: str, image_ids: Sequence[Any]) -> np.ndarray:
     Raises:
         UserError: the file is missing, is no such list, or knows none of the images.
     """
-    best = _read(path)
+    if isinstance(path, Mapping):
+        best = {
+            f"{part}/{image_id}": score
+            for part, file in path.items()
+            for image_id, score in _read(file).items()
+        }
+        path = ", ".join(path.values())
+    else:
+        best = _read(path)
     scores = np.array([best.get(image_id, -math.inf) for image_id in image_ids])
     if not np.isfinite(scores).any():
         raise UserError(
             f"predictions file {path!r} has {len(best)} images, such as {next(iter(best))!r}, but "
             f"none of the dataset's {len(scores)}, such as {image_ids[0]!r}: give predictions on "
-            "the training images"
+            "the training images (of several datasets mixed: {part: file})"
         )
     unknown = len(best.keys() - set(image_ids))
     if unknown:
@@ -46,6 +55,8 @@ def best_scores(path: str, image_ids: Sequence[Any]) -> np.ndarray:
 
 def _read(path: str) -> dict[Any, float]:
     """Best score by image id; a record is dropped as soon as it is read."""
+    if not isinstance(path, str):
+        raise UserError(f"predictions file {path!r} is no path of a file")
     best: dict[Any, float] = {}
     count = 0
 

@@ -7,6 +7,7 @@ workers nor an interruption changes a pixel.
 
 import logging
 import random
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,11 @@ from detrex_mammo.data.sampling import Sampling
 from detrex_mammo.errors import UserError
 
 logger = logging.getLogger(__name__)
+SKIPPED = "skipped_images"  # key of an item that took the place of others: their index and reason
+# What readers raise at a damaged file; the last two are PIL's.
+UNREADABLE = (UserError, OSError, EOFError, SyntaxError)
+MAX_TRIES = 20
+OUTLIVE_SECONDS = 60
 
 
 def build_train_loader(
@@ -36,6 +42,8 @@ def build_train_loader(
     token_budget: float | None = None,
     max_padding: float = 0.1,
     sort_window: int = 256,
+    on_error: str = "fail",
+    error_limit: int = 10,
 ) -> DataLoader:
     """Endless loader of this process's batches, each a list of what the mapper returns.
 
@@ -53,6 +61,9 @@ def build_train_loader(
         token_budget: see :class:`detrex_mammo.data.batching.Batches`.
         max_padding: see there.
         sort_window: see there.
+        on_error: "fail", or "skip" an image that cannot be read: another one, drawn from the seed
+            of its place, is shown instead, so the run is the same with any number of workers.
+        error_limit: most images that a process may skip; one more ends the run.
 
     Raises:
         UserError: a setting is not possible or does not fit the dataset.
@@ -76,8 +87,9 @@ def build_train_loader(
     logger.info("training batches: %s", batches.describe())
     # A list is serialised, so that workers share it instead of copying it bit by bit.
     records = DatasetFromList(dataset, copy=False) if isinstance(dataset, list) else dataset
-    return DataLoader(
-        SeededMap(records, mapper),
+    return TrainLoader(
+        SeededMap(records, mapper, _is_skipping(on_error, error_limit)),
+        error_limit,
         batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=_as_list,
@@ -85,7 +97,53 @@ def build_train_loader(
         prefetch_factor=prefetch_factor if num_workers else None,
         # Of its own: the model's random numbers do not depend on how images are loaded.
         generator=torch.Generator().manual_seed(order.seed),
+        worker_init_fn=_outlive_signals,
     )
+
+
+def _is_skipping(on_error: str, error_limit: int) -> bool:
+    if on_error not in ("fail", "skip"):
+        raise UserError(f"dataloader.train.on_error is {on_error!r}, but must be 'fail' or 'skip'")
+    if type(error_limit) is not int or error_limit < 0:
+        raise UserError(
+            f"dataloader.train.error_limit is {error_limit!r}, but must be a number of images"
+        )
+    return on_error == "skip"
+
+
+class TrainLoader(DataLoader):
+    """Counts and logs the images that were skipped, in the process that trains.
+
+    Args:
+        dataset: of :class:`SeededMap`.
+        error_limit: most images that may be skipped.
+        options: torch's.
+    """
+
+    def __init__(self, dataset: "SeededMap", error_limit: int, **options: Any):
+        self.error_limit = error_limit
+        self.skipped: dict[int, str] = {}
+        super().__init__(dataset, **options)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        for batch in super().__iter__():
+            for item in batch:
+                for index, reason in item.pop(SKIPPED, ()) if isinstance(item, dict) else ():
+                    self._count(index, reason)
+            yield batch
+
+    def _count(self, index: int, reason: str) -> None:
+        if index in self.skipped:
+            return
+        self.skipped[index] = reason
+        count, limit = len(self.skipped), self.error_limit
+        if count > limit:
+            raise UserError(
+                f"{count} training images cannot be read, more than "
+                f"dataloader.train.error_limit={limit}; the last is {reason}: repair or remove "
+                "them, or raise the limit"
+            )
+        logger.warning("%d of at most %d images skipped: %s", count, limit, reason)
 
 
 class SeededMap(Dataset):
@@ -94,10 +152,16 @@ class SeededMap(Dataset):
     Args:
         dataset: records.
         mapper: record to model input; may use Python's, NumPy's and torch's random numbers.
+        skips: show another image in the place of one that cannot be read.
     """
 
-    def __init__(self, dataset: Sequence[dict[str, Any]], mapper: Callable[[dict[str, Any]], Any]):
-        self.dataset, self.mapper = dataset, mapper
+    def __init__(
+        self,
+        dataset: Sequence[dict[str, Any]],
+        mapper: Callable[[dict[str, Any]], Any],
+        skips: bool = False,
+    ):
+        self.dataset, self.mapper, self.skips = dataset, mapper, skips
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -107,10 +171,35 @@ class SeededMap(Dataset):
 
         Args:
             place: its index, and the seed.
+
+        Raises:
+            UserError: with ``skips``, no image that was tried can be read.
         """
         index, seed = place
+        if not self.skips:
+            return self._map(index, seed)
+        others, problems = random.Random(seed), []
+        while len(problems) < MAX_TRIES:
+            try:
+                item = self._map(index, seed)
+            except UNREADABLE as error:
+                problems.append((index, self._describe(index, error)))
+                index = others.randrange(len(self))
+                continue
+            return {**item, SKIPPED: problems} if problems else item
+        raise UserError(
+            f"{MAX_TRIES} training images in a row cannot be read; the last is {problems[-1][1]}"
+        )
+
+    def _map(self, index: int, seed: int) -> Any:
         with seeded(seed):
             return self.mapper(self.dataset[index])
+
+    def _describe(self, index: int, error: Exception) -> str:
+        record = self.dataset[index]
+        name = record.get("file_name", record.get("image_id", index))
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return reason if str(name) in reason else f"{name}: {reason}"
 
 
 @contextmanager
@@ -126,6 +215,19 @@ def seeded(seed: int) -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
+
+
+def _outlive_signals(worker: int) -> None:
+    """Let a process that loads images live on after a signal to the whole job.
+
+    The process that trains needs it to come to the end of its step and to save.
+    """
+
+    def end_later(number: int, frame: Any) -> None:
+        signal.setitimer(signal.ITIMER_REAL, OUTLIVE_SECONDS)
+
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, end_later)
 
 
 def _as_list(batch: list[Any]) -> list[Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data.transforms import Augmentation, AugmentationList
+from detectron2.data.transforms import Augmentation, AugmentationList, Transform
 from detectron2.structures import Boxes, Instances
 
 from detrex_mammo.data.augmentation import Resize
@@ -62,8 +62,14 @@ class MammographyMapper:
         copy_paste: LesionCopyPaste | None = None,
         min_visibility: float = 0.1,
     ):
-        if not cache_megabytes >= 0:
-            raise UserError(f"cache_megabytes is {cache_megabytes}; use 0 (no cache) or more")
+        _check_augmentations(augmentations)
+        if type(cache_megabytes) not in (int, float) or not cache_megabytes >= 0:
+            raise UserError(f"cache_megabytes is {cache_megabytes!r}; use 0 (no cache) or more")
+        if copy_paste is not None and not isinstance(copy_paste, LesionCopyPaste):
+            raise UserError(
+                f"copy_paste is {copy_paste!r}; it is null or a LesionCopyPaste, whose setting "
+                "mapper.copy_paste.prob turns it on"
+            )
         if copy_paste is not None and not is_train:
             raise UserError("copy_paste is set where is_train is False: it is for training only")
         self.is_train = is_train
@@ -209,6 +215,19 @@ class MammographyMapper:
             logger.warning(
                 "%s: %s (%d so far)", record["file_name"], conflict, self.num_laterality_conflicts
             )
+
+
+def _check_augmentations(augmentations: Any) -> None:
+    is_list = isinstance(augmentations, Sequence) and not isinstance(augmentations, str)
+    wrong = [augmentations]
+    if is_list:
+        wrong = [one for one in augmentations if not isinstance(one, (Augmentation, Transform))]
+    if wrong:
+        raise UserError(
+            f"augmentations holds {wrong[0]!r}; it is a list of nodes such as "
+            "{_target_: detrex_mammo.data.augmentation.RandomIntensity, prob: 0.5}, or one of the "
+            "lists of configs/common/data/augmentation.py, taken in a config file"
+        )
 
 
 def _check_size(record: Mapping[str, Any], size: tuple[int, int]) -> None:

@@ -30,7 +30,8 @@ class Sampling:
     Args:
         hard_negatives: COCO results JSON of an earlier model on these images. Of the images without
             boxes, the share ``hard_negative_share`` with the highest best score is shown
-            ``hard_negative_factor`` times as often. "" for none.
+            ``hard_negative_factor`` times as often. "" for none. Of several datasets mixed:
+            ``{part: file}``, each with the image ids of its own part.
         hard_negative_factor: at least 1.
         hard_negative_share: above 0, at most 1.
         class_balance: power of :func:`class_repeats`, from 0 (off) to 1; 0.5 is LVIS's rule.
@@ -49,7 +50,7 @@ class Sampling:
 
     def __init__(
         self,
-        hard_negatives: str = "",
+        hard_negatives: str | Mapping[str, str] = "",
         hard_negative_factor: float = 4.0,
         hard_negative_share: float = 0.1,
         class_balance: float = 0.0,

@@ -40,6 +40,19 @@ def count_boxes(batch: Sequence[dict[str, Any]]) -> int:
     return sum(len(item["instances"]) for item in batch)
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A small batch as the model got it, to look into it if the step fails.
+
+    Attributes:
+        items: what the loader gave.
+        rng: states of torch's generators before it, by device type.
+    """
+
+    items: Sequence[dict[str, Any]]
+    rng: dict[str, Tensor]
+
+
 @dataclass
 class LargeBatch:
     """What the small batches of one step have left so far, in this process.
@@ -50,6 +63,7 @@ class LargeBatch:
         losses: of each, detached, divided by ``count``.
         totals: (), the sum of the losses of each; finite where that batch was.
         images: the names of each one's images.
+        kept: those of them that may be the reason if the step is not finite.
         num_boxes: of all of them; counted only where losses are sums.
         data_time: seconds that they were waited for.
     """
@@ -59,6 +73,7 @@ class LargeBatch:
     losses: list[dict[str, Tensor]] = field(default_factory=list)
     totals: list[Tensor] = field(default_factory=list)
     images: list[list[str]] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)
     num_boxes: int = 0
     data_time: float = 0.0
 

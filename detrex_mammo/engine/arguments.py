@@ -21,6 +21,14 @@ def train_parser() -> argparse.ArgumentParser:
         "--eval-only", action="store_true", help="evaluate train.init_checkpoint, train nothing"
     )
     parser.add_argument(
+        "--print-config", action="store_true", help="print the final config as YAML, run nothing"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="try everything once, leave nothing, tell how long the run will take",
+    )
+    parser.add_argument(
         "--num-gpus", type=int, default=1, help="processes per machine; on CPU without a GPU"
     )
     parser.add_argument("--num-machines", type=int, default=1)
@@ -40,6 +48,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for override in args.overrides:
         if "=" not in override:
             raise UserError(f"argument {override!r} is neither a flag nor key=value")
-    if args.resume and args.eval_only:
-        raise UserError("--resume and --eval-only exclude each other")
+    modes = ("resume", "eval_only", "dry_run")
+    given = [f"--{name.replace('_', '-')}" for name in modes if getattr(args, name)]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} exclude each other: give one")
     return args

@@ -35,4 +35,4 @@ def numbered(parent: Path, name: str) -> Path:
 
 
 def _is_log(path: Path) -> bool:
-    return path.name.startswith("log.txt")
+    return path.name.startswith(("log.txt", "status.json"))

@@ -1,14 +1,26 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
 """Hooks of a run: learning rate, checkpoints, evaluations."""
 
+import logging
+import math
 from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.engine import HookBase, hooks
+from detectron2.utils import comm
 
 from detrex_mammo.engine.best import BestCheckpoint
 from detrex_mammo.engine.checkpointer import RunCheckpointer
+from detrex_mammo.engine.early_stopping import EarlyStopping
+from detrex_mammo.engine.ema import PREFIX, BothEvaluations, Ema
 from detrex_mammo.engine.evaluation import Evaluation, flatten
+from detrex_mammo.engine.history import EvaluationHistory, repair_metrics
+from detrex_mammo.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 class LearningRate(HookBase):
@@ -75,24 +87,97 @@ class Checkpoints(HookBase):
 class Evaluations(hooks.EvalHook):
     """Evaluate every ``period`` steps and after the last one.
 
+    An evaluation that a run was stopped in is made when it is resumed.
+
     Args:
         evaluation (Evaluation): puts its numbers into the storage, through detectron2's hook.
         period (int): steps; 0 evaluates at the end only.
+        history (EvaluationHistory): of the run.
+        checkpointer (RunCheckpointer): of the run.
         best (BestCheckpoint, optional): is told of every evaluation, once it is recorded.
+        ema (Ema, optional): is evaluated too; its weights are kept if ``best`` is about it.
+        stopping (EarlyStopping, optional): may end the run after an evaluation.
     """
 
-    def __init__(self, evaluation: Evaluation, period: int, best: BestCheckpoint | None = None):
-        super().__init__(period, evaluation.numbers)
-        self.evaluation = evaluation
-        self.best = best
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        period: int,
+        history: EvaluationHistory,
+        checkpointer: RunCheckpointer,
+        best: BestCheckpoint | None = None,
+        ema: Ema | None = None,
+        stopping: EarlyStopping | None = None,
+    ):
+        super().__init__(period, self._numbers)
+        self.evaluation, self.history, self.checkpointer = evaluation, history, checkpointer
+        self.best, self.ema, self.stopping = best, ema, stopping
+        self.evaluate = evaluation if ema is None else BothEvaluations(evaluation, ema)
 
-    def _do_eval(self) -> None:
-        super()._do_eval()
-        if self.best is not None:
-            last = min(self.trainer.iter, self.trainer.max_iter - 1)
-            self.best.update(flatten(self.evaluation.results), last)
+    def again(self, iteration: int, metrics: Path) -> dict[str, Any]:
+        """Evaluate a run that has ended already.
+
+        Args:
+            iteration: its last step.
+            metrics: file that gets the numbers, if a kill kept the run from its last evaluation.
+
+        Returns:
+            dict: the results; empty in all but the main process.
+        """
+        numbers = self._numbers()
+        is_missing = not self.history.has(iteration)
+        self._settle(iteration)
+        if is_missing and comm.is_main_process():
+            repair_metrics(metrics, iteration + 1, numbers)
+        return self.evaluation.results
+
+    def is_over(self) -> bool:
+        """Whether early stopping has ended the run; every process takes part."""
+        problem, is_over = None, False
+        if self.stopping is not None and comm.is_main_process():
+            try:
+                is_over = self.stopping.is_over(self.history)
+            except UserError as error:
+                problem = str(error)
+        problem, is_over = comm.all_gather((problem, is_over))[0]
+        if problem is not None:
+            raise UserError(problem)
+        return is_over
+
+    def before_train(self) -> None:
+        """Make the evaluation that is missing after the last step of an earlier start."""
+        start = self.trainer.start_iter
+        is_due = start > 0 and self._period > 0 and start % self._period == 0
+        if is_due and not comm.all_gather(self.history.has(start - 1))[0]:
+            logger.info("the evaluation after step %d is missing and made now", start - 1)
+            self.trainer.iter = self.trainer.storage.iter = start - 1
+            self._do_eval()
+            self.trainer.iter = self.trainer.storage.iter = start
 
     def after_train(self) -> None:
         """Evaluate if training came to its end; not if its last step failed."""
-        if self.trainer.iter >= self.trainer.max_iter:
+        if self.trainer.iter >= self.trainer.max_iter and not self.trainer.is_stopped:
             super().after_train()
+
+    def _numbers(self) -> dict[str, float]:
+        """Evaluate; the finite numbers alone, which is what detectron2's event storage takes."""
+        numbers = flatten(self.evaluate())
+        return {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+    def _do_eval(self) -> None:
+        super()._do_eval()
+        last = min(self.trainer.iter, self.trainer.max_iter - 1)
+        self._settle(last)
+        if last < self.trainer.max_iter - 1 and self.is_over():
+            self.checkpointer.save("model_final", iteration=last)
+            self.trainer.is_stopped = True
+
+    def _settle(self, iteration: int) -> None:
+        """Keep the weights if they are the best, then note that the evaluation is done."""
+        numbers = flatten(self.evaluation.results)
+        if self.best is not None:
+            is_average = self.ema is not None and self.best.metric.startswith(f"{PREFIX}/")
+            with self.ema.in_place() if is_average else nullcontext():
+                self.best.update(numbers, iteration)
+        if comm.is_main_process():
+            self.history.add(iteration, numbers)

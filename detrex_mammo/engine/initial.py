@@ -106,6 +106,7 @@ def load_initial(
 def read_initial(path: str, model: nn.Module, cfg: DictConfig) -> Initial:
     """Read a checkpoint of any format for a model, the one that ``cfg.model`` describes."""
     source = read_source(path)
+    _choose_weights(source, (cfg.train.get("init") or {}).get("weights", "model"))
     if set(source.state) == set(model.state_dict()):
         return _own(source)
     name = _format(source)
@@ -118,6 +119,20 @@ def read_initial(path: str, model: nn.Module, cfg: DictConfig) -> Initial:
     return Initial(
         converted.state, name, converted.classes["names"], converted.told, converted.architecture
     )
+
+
+def _choose_weights(source: Source, name: str) -> None:
+    """Put the average in place of the weights, if that is wanted."""
+    if name not in ("model", "ema"):
+        raise UserError(f"train.init.weights is {name!r}, but must be 'model' or 'ema'")
+    average = source.content.pop("ema", None)
+    if name == "ema":
+        if not isinstance(average, Mapping) or not isinstance(average.get("model"), Mapping):
+            raise UserError(
+                f"train.init.weights is 'ema', but checkpoint {source.path!r} holds no average: "
+                "set it to 'model', or train with train.ema.enabled=True"
+            )
+        source.state = dict(average["model"])
 
 
 def _assume(source: Source, name: str, cfg: DictConfig) -> dict[str, Any]:
@@ -148,6 +163,7 @@ def _own(source: Source) -> Initial:
 
 def _policy(cfg: DictConfig, evaluate: bool) -> Policy:
     settings = OmegaConf.to_container(cfg.train.get("init") or OmegaConf.create({}), resolve=True)
+    settings.pop("weights", None)
     # null: as Policy has it; so a mapping may take the place of null where "same" is text
     policy = Policy(**{name: value for name, value in settings.items() if value is not None})
     keeps_heads = policy.classes != "reinitialise" and policy.objectness and policy.boxes

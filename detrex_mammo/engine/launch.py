@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -15,7 +16,12 @@ from detectron2.utils import comm
 from torch import distributed as dist
 from torch import multiprocessing as mp
 
+from detrex_mammo.engine.supervision import forwarded_signals, raise_end, wait_for
 from detrex_mammo.errors import UserError
+
+# How long a process waits for another that says nothing, on a machine that was lost, say. The
+# evaluation of a large data set in the main process must fit in.
+TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,10 @@ def launch(job: Callable[[], Any], world: World) -> None:
         world: ignored under torchrun, except for the device.
 
     Raises:
-        UserError: one that a process raised, or a world that cannot be.
+        UserError: one that a process raised, one that was killed, or a world that cannot be.
+        SystemExit: the processes were asked to leave by a signal, see
+            :mod:`detrex_mammo.engine.interruption`.
+        RuntimeError: another error of a process, with its traceback.
     """
     if started_by_torchrun():
         _run_under_torchrun(job, world)
@@ -91,17 +100,21 @@ def launch(job: Callable[[], Any], world: World) -> None:
         return
     url = f"tcp://127.0.0.1:{_free_port()}" if world.dist_url == "auto" else world.dist_url
     errors = mp.get_context("spawn").SimpleQueue()
-    try:
-        mp.start_processes(
+    with forwarded_signals() as processes:
+        context = mp.start_processes(
             _worker,
             args=(job, world, url, errors),
             nprocs=world.num_processes,
+            join=False,
             start_method="spawn",
         )
-    except mp.ProcessExitedException as error:
-        if errors.empty():
-            raise
-        raise UserError(errors.get()) from error
+        processes += context.processes
+        end = wait_for(context.processes)
+    if end.exit_code == 0:
+        return
+    if not errors.empty():
+        raise UserError(errors.get())
+    raise_end(end, context.error_files)
 
 
 def _worker(
@@ -159,6 +172,7 @@ def join(
             init_method=url,
             world_size=world_size,
             rank=rank,
+            timeout=TIMEOUT,
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(f"process {rank} cannot join the others at {url}: {error}") from error

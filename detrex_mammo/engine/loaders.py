@@ -1,6 +1,7 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
 """Build a run's data loaders and evaluators; a missing dataset is one sentence."""
 
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from detrex_mammo.config_check import call_arguments, nearest, resolve_target
 from detrex_mammo.data.batching import Batches
 from detrex_mammo.engine.sampler import SeededSampler
 from detrex_mammo.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -61,6 +64,7 @@ def build_train_data(node: DictConfig, seed: int, start_iter: int = 0) -> TrainD
         )
     with dataset_errors("dataloader.train"):
         _check_names(node, "dataloader.train")
+        _check_workers(node, "dataloader.train")
         dataset, mapper = instantiate(node.get("dataset")), instantiate(node.get("mapper"))
         if not hasattr(dataset, "__len__"):
             raise UserError("dataloader.train.dataset has no length: give a list of images")
@@ -106,6 +110,7 @@ def build_test_loader(node: DictConfig, first_batches: int | None = None) -> Any
     """Build ``dataloader.test``; ``first_batches`` cuts it short."""
     with dataset_errors("dataloader.test"):
         _check_names(node, "dataloader.test")
+        _check_workers(node, "dataloader.test")
         loader = instantiate(node)
     return loader if first_batches is None else FirstBatches(loader, first_batches)
 
@@ -177,17 +182,47 @@ def dataset_names(node: Any) -> list[str]:
 
 
 def check_classes(model: Any, names: list[str]) -> None:
-    """Refuse a model whose number of classes is not that of its data set.
+    """Refuse a model whose classes are not those of its data set; the model keeps their names.
+
+    The first data set, that of training, says what the model's outputs mean; one that counts the
+    same classes in another order would score every prediction as another class.
 
     Raises:
         UserError: predictions could not be scored, or targets not be learned.
     """
-    expected = len(class_table(names)["names"])
+    found = class_table(names)["names"]
     actual = getattr(model, "num_classes", None)
-    if expected and actual is not None and actual != expected:
+    if not found or actual is None:
+        return
+    if actual != len(found):
         raise UserError(
-            f"model.num_classes is {actual}, but the data set {names[0]!r} has {expected} "
-            f"class(es): set model.num_classes={expected}"
+            f"model.num_classes is {actual}, but the data set {names[0]!r} has {len(found)} "
+            f"class(es): set model.num_classes={len(found)}"
+        )
+    known = getattr(model, "class_names", None)
+    if known is None:
+        model.class_names = found
+    elif known != found:
+        listed, first = ", ".join(found), ", ".join(known)
+        if set(known) & set(found):
+            raise UserError(
+                f"the data set {names[0]!r} has the classes {listed}, but the model's are {first}: "
+                "give each dataset the same classes (a list in their order) and, where names "
+                "differ, a class_map"
+            )
+        logger.warning(
+            "the data set %r has the classes %s, the model's are %s: they are taken in this order",
+            names[0],
+            listed,
+            first,
+        )
+
+
+def _check_workers(node: Any, key: str) -> None:
+    number = node.get("num_workers", 0) if isinstance(node, DictConfig) else 0
+    if type(number) is not int or number < 0:
+        raise UserError(
+            f"{key}.num_workers is {number!r}; give the processes that load images, 0 for none"
         )
 
 

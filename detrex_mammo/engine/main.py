@@ -2,7 +2,8 @@
 """Train or evaluate one config: what tools/train_net.py calls."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,20 +13,26 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 
 from detrex_mammo.checkpoint.reading import local_path, require_source
-from detrex_mammo.config import config_to_text, instantiate, load_config
+from detrex_mammo.config import config_to_text, instantiate, load_config, resolved
 from detrex_mammo.engine import setup
 from detrex_mammo.engine.arguments import parse_arguments
+from detrex_mammo.engine.dry_run import dry_run
 from detrex_mammo.engine.evaluation import (
     Evaluation,
     evaluated_datasets,
+    flatten,
     require_evaluator,
     write_metrics,
 )
+from detrex_mammo.engine.failures import told_in_a_sentence
 from detrex_mammo.engine.folder import check_free, numbered
+from detrex_mammo.engine.ineffective import ineffective
 from detrex_mammo.engine.initial import load_initial
 from detrex_mammo.engine.launch import World, launch
 from detrex_mammo.engine.loaders import annotation_files, class_table
 from detrex_mammo.engine.record import RunRecord, describe_checkpoint
+from detrex_mammo.engine.status import reported
+from detrex_mammo.engine.summary import summarise
 from detrex_mammo.engine.training import train
 from detrex_mammo.errors import UserError
 
@@ -36,7 +43,10 @@ FAST_DEV_RUN_BATCHES = 2
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse a command line, load the config, and run it in one process or many."""
     args = parse_arguments(argv)
-    job = Job(args.config_file, tuple(args.overrides), args.eval_only, args.resume)
+    job = Job(args.config_file, tuple(args.overrides), args.eval_only, args.resume, args.dry_run)
+    if args.print_config:
+        print(config_to_text(resolved(job.cfg)), end="")
+        return
     device = setup.resolve_device(job.cfg.train.device)
     world = World(
         num_processes=args.num_gpus,
@@ -60,6 +70,7 @@ class Job:
     overrides: tuple[str, ...] = ()
     eval_only: bool = False
     resume: bool = False
+    dry_run: bool = False
 
     @cached_property
     def cfg(self) -> DictConfig:
@@ -67,25 +78,37 @@ class Job:
         return load_config(self.config_file, self.overrides)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Job, (self.config_file, self.overrides, self.eval_only, self.resume)
+        settings = (self.config_file, self.overrides, self.eval_only, self.resume, self.dry_run)
+        return Job, settings
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> None:
         device = setup.resolve_device(self.cfg.train.device)
-        try:
-            return run(self.cfg, device, self.eval_only, self.resume)
-        except UserError as error:
-            raise UserError(_last_line(str(error))) from error
+        if self.dry_run:
+            with errors_of_loaders():
+                dry_run(self.cfg, device)
+            return
+        run(self.cfg, device, self.eval_only, self.resume, self.overrides)
 
 
-def _last_line(message: str) -> str:
-    """The sentence inside what torch makes of an error of a data-loading process: a traceback."""
-    if not message.startswith("Caught UserError in DataLoader"):
-        return message
-    return message.strip().splitlines()[-1].removeprefix("detrex_mammo.errors.UserError: ")
+@contextmanager
+def errors_of_loaders() -> Iterator[None]:
+    """Give back the sentence that torch wraps into a traceback of a data-loading process."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        if not message.startswith("Caught UserError in DataLoader"):
+            raise
+        last = message.strip().splitlines()[-1]
+        raise UserError(last.removeprefix("detrex_mammo.errors.UserError: ")) from error
 
 
 def run(
-    cfg: DictConfig, device: str, eval_only: bool = False, resume: bool = False
+    cfg: DictConfig,
+    device: str,
+    eval_only: bool = False,
+    resume: bool = False,
+    overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Run a checked config in this process, which is one of those that :func:`launch` started.
 
@@ -94,6 +117,7 @@ def run(
         device: "cuda" or "cpu".
         eval_only: evaluate ``train.init_checkpoint`` instead of training.
         resume: go on with the run in ``train.output_dir``.
+        overrides: ``key=value`` of the command line; those without effect are warned of.
 
     Returns:
         dict: results of the last evaluation; empty in all but the main process.
@@ -105,11 +129,20 @@ def run(
     folder = prepare_folder(cfg, eval_only, resume)
     cfg.train.seed = setup.choose_seed(cfg.train.seed)
     setup.start_log(folder)
-    setup.log_hardware(device)
-    setup.seed_all(cfg.train.seed + comm.get_rank())
-    if eval_only:
-        return evaluate_only(cfg, device, folder)
-    return train(cfg, device, folder, resume)
+    with reported(folder, "evaluation" if eval_only else "training") as last:
+        setup.log_hardware(device)
+        for sentence in ineffective(cfg, overrides):
+            logger.warning(sentence)
+        setup.seed_all(cfg.train.seed + comm.get_rank())
+        with errors_of_loaders():
+            if eval_only:
+                results = evaluate_only(cfg, device, folder)
+            else:
+                results = train(cfg, device, folder, resume)
+        last["kpi"] = flatten(results)
+        if comm.is_main_process():
+            logger.info("summary:\n%s", summarise(folder, last["kpi"]))
+    return results
 
 
 def prepare_folder(cfg: DictConfig, eval_only: bool, resume: bool) -> Path:
@@ -132,6 +165,7 @@ def prepare_folder(cfg: DictConfig, eval_only: bool, resume: bool) -> Path:
     return folder
 
 
+@told_in_a_sentence()
 def evaluate_only(cfg: DictConfig, device: str, folder: Path) -> dict[str, Any]:
     """Evaluate ``train.init_checkpoint``; metrics.json and predictions go into ``folder``."""
     record = RunRecord(folder, device, "evaluation")

@@ -37,6 +37,14 @@ def set_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
+def torch_states(device: torch.device) -> dict[str, torch.Tensor]:
+    """States of torch's generators, by device type: of the CPU, and of the GPU if it is one."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
 def gather_states() -> list[dict[str, Any]]:
     """The states of all processes, in the main process; an empty list elsewhere."""
     return comm.gather(get_state())

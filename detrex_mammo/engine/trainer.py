@@ -6,7 +6,6 @@ is told on the device not to step on numbers that are not finite, and the host r
 one step later, right after the model has waited anyway.
 """
 
-import logging
 import math
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -20,11 +19,12 @@ from detectron2.utils.events import EventStorage
 from torch import distributed as dist
 
 from detrex_mammo.engine import rng
-from detrex_mammo.engine.accumulation import LargeBatch, summed_losses
+from detrex_mammo.engine.accumulation import Kept, LargeBatch, summed_losses
+from detrex_mammo.engine.interruption import Signals
+from detrex_mammo.engine.nonfinite import NanPolicy
 from detrex_mammo.engine.optimizer import keep_implementation
-from detrex_mammo.errors import UserError
 
-logger = logging.getLogger(__name__)
+_SIGNAL = "signal"  # among the numbers of a step
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -51,6 +51,13 @@ class Trainer(SimpleTrainer):
         log_period (int): metrics are read at once, waiting for the device, every so many steps.
         accumulate (int): batches of the loader in one step, which is that of one batch of all
             their images.
+        nan_policy (str): see :class:`detrex_mammo.engine.nonfinite.NanPolicy`.
+        nan_limit (int): see there.
+
+    Attributes:
+        signals: those that ask this process to leave.
+        is_interrupted: some process has got one; known to all in the same step.
+        is_stopped: set by a hook to end training after its step.
     """
 
     def __init__(
@@ -63,6 +70,8 @@ class Trainer(SimpleTrainer):
         norm_type: float = 2.0,
         log_period: int = 20,
         accumulate: int = 1,
+        nan_policy: str = "stop",
+        nan_limit: int = 10,
     ):
         super().__init__(model, data_loader, optimizer)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -80,21 +89,31 @@ class Trainer(SimpleTrainer):
         self.grad_scaler = None
         if amp_dtype is torch.float16:
             self.grad_scaler = torch.amp.GradScaler(self.device.type)
+        self.nan = NanPolicy(nan_policy, nan_limit, self.grad_scaler)
+        self.signals = Signals()
+        self.is_interrupted = self.is_stopped = False
 
     def train(self, start_iter: int, max_iter: int) -> None:
         """Run steps ``start_iter`` to ``max_iter - 1``.
 
         As detectron2's, but an error is reported once, by the caller, and not logged here too.
+
+        Raises:
+            UserError: losses or gradients are not finite.
+            Interrupted: a signal came; the run is saved.
         """
         self.iter = self.start_iter = start_iter
         self.max_iter = max_iter
-        with EventStorage(start_iter) as self.storage:
+        with EventStorage(start_iter) as self.storage, self.signals:
             try:
                 self.before_train()
-                for self.iter in range(start_iter, max_iter):
+                steps = range(0) if self.is_stopped else range(start_iter, max_iter)
+                for self.iter in steps:
                     self.before_step()
                     self.run_step()
                     self.after_step()
+                    if self.is_stopped:
+                        break
                 self.iter += 1  # tells after_train that training came to its end
             finally:
                 self.after_train()
@@ -106,8 +125,9 @@ class Trainer(SimpleTrainer):
         with summed_losses(self.model, self.accumulate > 1) as has_sums:
             batch = LargeBatch(self.accumulate, has_sums)
             for index in range(self.accumulate):
-                with self._exchange(is_last=index == self.accumulate - 1):
-                    self._forward_backward(batch, is_first=index == 0)
+                is_last = index == self.accumulate - 1
+                with self._exchange(is_last):
+                    self._forward_backward(batch, is_first=index == 0, is_last=is_last)
         if self.grad_scaler is not None:
             self.grad_scaler.unscale_(self.optimizer)
         losses = batch.normalise(self.parameters)
@@ -119,21 +139,25 @@ class Trainer(SimpleTrainer):
         values = self._reduce(losses, grad_norm)
         self._update(values.isfinite().all())
         host = torch.cat((values, torch.stack(batch.totals))).to("cpu", non_blocking=True)
-        self.unread = _Metrics(self.iter, [*losses, "grad_norm"], host, batch)
+        self.unread = _Metrics(self.iter, [*losses, "grad_norm", _SIGNAL], host, batch)
         if self.copied is None:
             self.read_metrics()
         else:
             self.copied.record()
 
-    def _forward_backward(self, batch: LargeBatch, is_first: bool) -> None:
+    def _forward_backward(self, batch: LargeBatch, is_first: bool, is_last: bool) -> None:
         """Add the gradients of the loader's next batch."""
         start = time.perf_counter()
         with self.data_rng:
             items = next(self._data_loader_iter)
         batch.data_time += time.perf_counter() - start
+        kept = Kept(items, rng.torch_states(self.device))
         enabled = self.amp_dtype is not None
         with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=enabled):
             total = batch.add(items, self.model(items))
+        # Without a device to wait for, only what can be the reason is held in memory.
+        if self.copied is not None or is_last or not total.isfinite():
+            batch.kept.append(kept)
         if is_first:
             self.read_metrics()  # of the step before
             self.optimizer.zero_grad(set_to_none=True)
@@ -144,24 +168,27 @@ class Trainer(SimpleTrainer):
         return nullcontext() if is_last or comm.get_world_size() == 1 else self.model.no_sync()
 
     def _reduce(self, losses: dict[str, torch.Tensor], grad_norm: torch.Tensor) -> torch.Tensor:
-        """Mean of each loss over the processes, and the norm, in one tensor on the device."""
-        values = torch.stack([v.detach().float() for v in losses.values()] + [grad_norm.float()])
+        """Mean over the processes of each loss, the norm and a signal; one tensor on the device."""
+        values = [v.detach().float() for v in losses.values()] + [grad_norm.float()]
+        values = torch.stack([*values, values[0].new_tensor(float(self.signals.received))])
         if comm.get_world_size() > 1:
             dist.all_reduce(values)
             values /= comm.get_world_size()
         return values
 
     def _update(self, is_finite: torch.Tensor) -> None:
-        """Step the optimizer, unless the numbers of this step are not finite."""
-        if self.grad_scaler is not None:
-            self.grad_scaler.step(self.optimizer)  # skips the step if a scaled gradient overflowed
-            self.grad_scaler.update()
-        elif skips_steps(self.optimizer):
+        """Step the optimizer, unless the numbers of this step are not finite.
+
+        A gradient scaler's own step looks at the gradients only, not at the losses.
+        """
+        if skips_steps(self.optimizer):
             self.optimizer.found_inf = (~is_finite).float()
             self.optimizer.step()
             del self.optimizer.found_inf
         elif is_finite:  # waits for the device
             self.optimizer.step()
+        if self.grad_scaler is not None:
+            self.grad_scaler.update()  # halves the scale after an overflow
 
     def after_step(self) -> None:
         """Run the hooks; those that write metrics find the newest ones."""
@@ -173,50 +200,26 @@ class Trainer(SimpleTrainer):
         """Check and record what the newest step measured, if that has not been done yet.
 
         Raises:
-            UserError: it is not finite. The weights are those of before that step.
+            UserError: it is not finite, and the policy is to stop. The weights are those of before
+                that step.
         """
         if self.unread is None:
             return
         step, self.unread = self.unread, None
         if self.copied is not None:
             self.copied.synchronize()
-        metrics = dict(zip(step.names, step.values.tolist()))
-        self._check_finite(metrics, step)
-        self._record(metrics, step)
-
-    def _check_finite(self, metrics: dict[str, float], step: _Metrics) -> None:
-        """Stop every process together, before the weights are touched.
-
-        All processes see the same reduced numbers, so none is left waiting for another.
-        """
-        # With a scaler an overflowing gradient is expected now and then, and its step is skipped.
-        watched = {k: v for k, v in metrics.items() if k != "grad_norm" or not self.grad_scaler}
-        bad = [f"{name}={value}" for name, value in watched.items() if not math.isfinite(value)]
-        if not bad:
-            return
-        self._name_images(step, is_gradient_only=all(text.startswith("grad_norm") for text in bad))
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise UserError(
-            f"training stopped at step {step.iter} before the weights were changed, because "
-            f"{', '.join(bad[:3])}{more}: lower optimizer.lr, lengthen the warm-up, "
-            "or set train.amp.enabled=False"
-        )
-
-    def _name_images(self, step: _Metrics, is_gradient_only: bool) -> None:
-        """Log which images of this process it was; all of them if every loss is finite."""
-        images = step.batch.suspects(step.values[len(step.names) :].tolist())
-        if is_gradient_only:
-            images = sum(step.batch.images, [])
-        if images:
-            names = ", ".join(images)
-            logger.error("not finite in process %d, with the images %s", comm.get_rank(), names)
-
-    def _record(self, metrics: dict[str, float], step: _Metrics) -> None:
-        total = sum(value for name, value in metrics.items() if name != "grad_norm")
-        # A skipped fp16 step has an infinite norm, which JSON cannot hold.
-        kept = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        values = step.values.tolist()
+        metrics = dict(zip(step.names, values))
+        self.is_interrupted |= metrics.pop(_SIGNAL) > 0
+        # All processes see the same numbers, so all go on, or none.
+        self.nan.judge(step.iter, metrics, step.batch, values[len(step.names) :])
         now, self.storage.iter = self.storage.iter, step.iter
-        self.storage.put_scalars(data_time=step.batch.data_time, total_loss=total, **kept)
+        losses = [value for name, value in metrics.items() if name != "grad_norm"]
+        # JSON cannot hold what is not finite; after an overflow in fp16 that is the norm alone.
+        kept = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        if all(map(math.isfinite, losses)):
+            kept["total_loss"] = sum(losses)
+        self.storage.put_scalars(data_time=step.batch.data_time, **kept)
         self.storage.iter = now
 
     def state_dict(self) -> dict[str, Any]:
@@ -225,16 +228,28 @@ class Trainer(SimpleTrainer):
         Every process takes part; what the main one gets holds the random states of all.
         """
         self.read_metrics()  # what is not finite must not be saved
-        state = {**super().state_dict(), "rng": rng.gather_states()}
+        state = {**super().state_dict(), "rng": rng.gather_states(), "nan": self.nan.state_dict()}
+        state["metrics"] = self._newest_metrics()
         if self.grad_scaler is not None:
             state["grad_scaler"] = self.grad_scaler.state_dict()
         return state
+
+    def _newest_metrics(self) -> dict[str, float]:
+        """What writers are about to write of the newest step; a kill may keep them from it."""
+        if not hasattr(self, "storage"):  # no step has been done
+            return {}
+        done = self.iter + 1
+        if done % self.log_period and done != self.max_iter:
+            return {}
+        latest = self.storage.latest_with_smoothing_hint(self.log_period)
+        return {name: float(v) for name, (v, step) in latest.items() if step == self.iter}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`; precision may differ from the run that wrote it."""
         super().load_state_dict(state_dict)
         if self.grad_scaler is not None and "grad_scaler" in state_dict:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+        self.nan.load_state_dict(state_dict.get("nan", {}))
         rng.restore(state_dict.get("rng"), self.iter + 1)
 
 

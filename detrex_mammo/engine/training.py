@@ -24,9 +24,15 @@ from detrex_mammo.engine.best import BestCheckpoint
 from detrex_mammo.engine.checkpointer import RunCheckpointer
 from detrex_mammo.engine.compilation import compile_parts
 from detrex_mammo.engine.console import ConsoleWriter
-from detrex_mammo.engine.evaluation import Evaluation, by_name, evaluated_datasets, flatten
+from detrex_mammo.engine.early_stopping import EarlyStopping
+from detrex_mammo.engine.ema import PREFIX, Ema
+from detrex_mammo.engine.evaluation import Evaluation, by_name, evaluated_datasets
+from detrex_mammo.engine.failures import told_in_a_sentence
+from detrex_mammo.engine.freezing import freeze
+from detrex_mammo.engine.history import EvaluationHistory, repair_metrics
 from detrex_mammo.engine.hooks import Checkpoints, Evaluations, LearningRate
 from detrex_mammo.engine.initial import adopt_eps, load_initial, stored_eps
+from detrex_mammo.engine.interruption import SaveAndLeave
 from detrex_mammo.engine.loaders import (
     TrainData,
     annotation_files,
@@ -35,15 +41,19 @@ from detrex_mammo.engine.loaders import (
     class_table,
     dataset_names,
 )
+from detrex_mammo.engine.nan_dump import NanDump
 from detrex_mammo.engine.provenance import describe_run
 from detrex_mammo.engine.record import RunRecord
+from detrex_mammo.engine.seeing import seeing_hooks
 from detrex_mammo.engine.trainer import AMP_DTYPES, Trainer
 from detrex_mammo.errors import UserError
 
 logger = logging.getLogger(__name__)
 FAST_DEV_RUN_STEPS = 2
+METRICS = "metrics.json"
 
 
+@told_in_a_sentence()
 def train(cfg: DictConfig, device: str, folder: Path, resume: bool) -> dict[str, Any]:
     """Train a config, and evaluate it as it asks.
 
@@ -64,28 +74,33 @@ def train(cfg: DictConfig, device: str, folder: Path, resume: bool) -> dict[str,
     accumulate = positive(cfg, "accumulate")
     data = build_train_data(cfg.dataloader.train, cfg.train.seed, start_iter * accumulate)
     _prepare_weights(model, cfg, newest)
+    freeze(model, cfg.train.freeze)
     config_text = config_to_text(cfg)
     if cfg.train.get("compile"):
         compile_parts(model, device)
     run = _Run(cfg, data, folder, record, checkpointer)
-    evaluation = best = None
-    if _is_evaluated(cfg):
-        evaluation = Evaluation(cfg, model, FAST_DEV_RUN_STEPS if run.is_trial else None, record)
-        best = _best(cfg, checkpointer)
+    ema = _ema(cfg, model)
+    evaluations = _evaluations(run, model, ema, start_iter) if _is_evaluated(cfg) else None
     trainer = _trainer(cfg, model, data, device)
-    trainer.register_hooks(_hooks(run, trainer, evaluation, best))
+    trainer.nan.dump = NanDump(folder, checkpointer, config_text, trainer.amp_dtype)
+    if newest is not None and comm.is_main_process():
+        # Before its writer opens it.
+        repair_metrics(folder / METRICS, start_iter, newest["trainer"].get("metrics"))
+    trainer.register_hooks(_hooks(run, trainer, evaluations, ema))
     checkpointer.describe = _describer(cfg, data, config_text)
     checkpointer.add_checkpointable("trainer", trainer)
+    if ema is not None:
+        checkpointer.add_checkpointable("ema", ema)
     if newest is not None:
         checkpointer.restore(newest)
         newest.clear()  # its memory is not needed any more
-    if start_iter >= run.max_iter:
+    if start_iter >= run.max_iter or (evaluations is not None and evaluations.is_over()):
         logger.info("nothing to do: %d of %d steps are done", start_iter, run.max_iter)
-        return _evaluate_again(evaluation, best, start_iter - 1)
+        return evaluations.again(start_iter - 1, folder / METRICS) if evaluations else {}
     setup.write_config(config_text, folder)
     _record_data(run)
     trainer.train(start_iter, run.max_iter)
-    return evaluation.results if evaluation else {}
+    return evaluations.evaluation.results if evaluations is not None else {}
 
 
 @dataclass(frozen=True)
@@ -127,26 +142,35 @@ def _prepare_weights(model: nn.Module, cfg: DictConfig, newest: Mapping[str, Any
 def _is_evaluated(cfg: DictConfig) -> bool:
     """Whether there is an evaluator, or a setting that needs one."""
     settings = cfg.train
-    return bool(
-        by_name(cfg.dataloader.get("evaluator")) or settings.eval_loss or settings.best.metric
+    needs_one = settings.eval_loss or settings.best.metric or settings.early_stopping.metric
+    return bool(by_name(cfg.dataloader.get("evaluator")) or needs_one)
+
+
+def _ema(cfg: DictConfig, model: nn.Module) -> Ema | None:
+    settings = cfg.train.ema
+    return Ema(model, settings.decay, settings.warmup) if settings.enabled else None
+
+
+def _evaluations(run: "_Run", model: nn.Module, ema: Ema | None, start_iter: int) -> Evaluations:
+    """The evaluation of a run and what hangs on it: the best checkpoint and early stopping."""
+    cfg, best, stopping = run.cfg, run.cfg.train.best, run.cfg.train.early_stopping
+    for name, metric in (("best", best.metric), ("early_stopping", stopping.metric)):
+        if ema is None and metric.startswith(f"{PREFIX}/"):
+            raise UserError(
+                f"train.{name}.metric is {metric!r}, but there is no average of the weights: set "
+                "train.ema.enabled=True"
+            )
+    first = FAST_DEV_RUN_STEPS if run.is_trial else None
+    checkpointer = run.checkpointer
+    return Evaluations(
+        Evaluation(cfg, model, first, run.record),
+        steps(cfg.train.eval_period_epochs, run.iters_per_epoch),
+        EvaluationHistory(run.folder, start_iter),
+        checkpointer,
+        BestCheckpoint(checkpointer, best.metric, best.mode) if best.metric else None,
+        ema,
+        EarlyStopping(**stopping) if stopping.metric else None,
     )
-
-
-def _best(cfg: DictConfig, checkpointer: RunCheckpointer) -> BestCheckpoint | None:
-    settings = cfg.train.best
-    return BestCheckpoint(checkpointer, settings.metric, settings.mode) if settings.metric else None
-
-
-def _evaluate_again(
-    evaluation: Evaluation | None, best: BestCheckpoint | None, iteration: int
-) -> dict[str, Any]:
-    """Evaluate a run that has ended already."""
-    if evaluation is None:
-        return {}
-    results = evaluation()
-    if best is not None:
-        best.update(flatten(results), iteration)
-    return results
 
 
 def _trainer(cfg: DictConfig, model: nn.Module, data: TrainData, device: str) -> Trainer:
@@ -161,6 +185,8 @@ def _trainer(cfg: DictConfig, model: nn.Module, data: TrainData, device: str) ->
         norm_type=clip.params.norm_type,
         log_period=positive(cfg, "log_period"),
         accumulate=cfg.train.accumulate,
+        nan_policy=cfg.train.nan.policy,
+        nan_limit=cfg.train.nan.limit,
     )
     logger.info(
         "%d images, batch %d x %d; %.2f M parameters to train",
@@ -262,23 +288,26 @@ def _record_data(run: _Run) -> None:
 
 
 def _hooks(
-    run: _Run, trainer: Trainer, evaluation: Evaluation | None, best: BestCheckpoint | None
+    run: _Run, trainer: Trainer, evaluations: Evaluations | None, ema: Ema | None
 ) -> list[Any]:
     settings, per_epoch = run.cfg.train, run.iters_per_epoch
     schedule = instantiate(run.cfg.lr_multiplier)
     period = steps(settings.checkpointer.period_epochs, per_epoch)
     found: list[Any] = [
-        hooks.IterationTimer(),
+        hooks.IterationTimer(2 if run.is_trial else 3),
         LearningRate(trainer.optimizer, schedule, per_epoch),
+        *([] if ema is None else [ema]),
         Checkpoints(run.checkpointer, period, settings.checkpointer.max_to_keep),
+        SaveAndLeave(run.checkpointer),
+        *([] if evaluations is None else [evaluations]),
     ]
-    if evaluation is not None:
-        found.append(Evaluations(evaluation, steps(settings.eval_period_epochs, per_epoch), best))
     if comm.is_main_process():
         window = settings.log_period
+        evaluation = None if evaluations is None else evaluations.evaluation
+        found += seeing_hooks(run.cfg, run.folder, per_epoch, evaluation)
         writers = [
             ConsoleWriter(run.max_iter, per_epoch, window_size=window),
-            JSONWriter(str(run.folder / "metrics.json"), window_size=window),
+            JSONWriter(str(run.folder / METRICS), window_size=window),
             TensorboardXWriter(str(run.folder)),
             run.record,
         ]

@@ -97,6 +97,8 @@ class DeformableDETR(nn.Module):
         self.clip_boxes = clip_boxes
         self.tiles = tiles
         self.test_time_augmentation = test_time_augmentation
+        _check_kind("tiles", tiles, Tiles)
+        _check_kind("test_time_augmentation", test_time_augmentation, TestTimeAugmentation)
         self._check_agreement(transformer, criterion, embed_dim, num_feature_levels)
         self.backbone = backbone
         self.in_features = list(in_features)
@@ -301,3 +303,11 @@ class DeformableDETR(nn.Module):
         if self.criterion is None:
             raise ValueError("model.criterion is None; training needs a SetCriterion")
         return self.criterion
+
+
+def _check_kind(name: str, value: object, kind: type) -> None:
+    if value is not None and not isinstance(value, kind):
+        raise UserError(
+            f"model.{name} is {value!r}; it must be null or a node, such as "
+            f"{{_target_: {kind.__module__}.{kind.__name__}, ...}}"
+        )

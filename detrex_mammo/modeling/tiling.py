@@ -57,17 +57,21 @@ class Tiles:
     skip_uniform: bool = True
 
     def __post_init__(self) -> None:
+        whole, number, switch = (int,), (int, float), (bool,)
         allowed = {
-            "height": ("at least 1", self.height >= 1),
-            "width": ("at least 1", self.width >= 1),
-            "overlap": ("a share of the tile in [0, 1)", 0 <= self.overlap < 1),
-            "batch_size": ("at least 1", self.batch_size >= 1),
-            "merge_iou": ("in (0, 1]", 0 < self.merge_iou <= 1),
-            "border": ("0 or more pixels", self.border >= 0),
+            "height": (whole, "a whole number, at least 1", lambda value: value >= 1),
+            "width": (whole, "a whole number, at least 1", lambda value: value >= 1),
+            "overlap": (number, "a share of the tile in [0, 1)", lambda value: 0 <= value < 1),
+            "batch_size": (whole, "a whole number, at least 1", lambda value: value >= 1),
+            "whole_image": (switch, "true or false", lambda value: True),
+            "merge_iou": (number, "in (0, 1]", lambda value: 0 < value <= 1),
+            "border": (number, "0 or more pixels", lambda value: value >= 0),
+            "skip_uniform": (switch, "true or false", lambda value: True),
         }
-        for name, (words, fits) in allowed.items():
-            if not fits:
-                raise UserError(f"model.tiles.{name} is {getattr(self, name)}; it must be {words}")
+        for name, (kinds, words, fits) in allowed.items():
+            value = getattr(self, name)
+            if type(value) not in kinds or not fits(value):
+                raise UserError(f"model.tiles.{name} is {value!r}; it must be {words}")
 
     def applies_to(self, image: Tensor) -> bool:
         """Whether an image (3, h, w) is larger than a tile."""

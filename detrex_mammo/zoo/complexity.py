@@ -42,6 +42,49 @@ class Complexity:
     input_size: tuple[int, int] | None
 
 
+@dataclass(frozen=True)
+class Part:
+    """A direct child of the model, or one of a child's children.
+
+    Attributes:
+        name: dotted.
+        trainable: parameters with a gradient.
+        frozen: parameters without.
+    """
+
+    name: str
+    trainable: int
+    frozen: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.trainable + self.frozen
+
+
+def count_parts(model: nn.Module) -> list[Part]:
+    """Every part that has parameters, largest first, then the whole as ``total``.
+
+    A parameter that two parts share is counted in both, and once in the whole.
+
+    Args:
+        model: whatever device it is on.
+    """
+    parts = [_count(name, child) for name, child in model.named_children()]
+    own = list(model.parameters(recurse=False))
+    if own:
+        trainable = sum(p.numel() for p in own if p.requires_grad)
+        parts.append(Part("(own)", trainable, sum(p.numel() for p in own) - trainable))
+    parts = sorted((part for part in parts if part.total), key=lambda part: -part.total)
+    return [*parts, _count("total", model)]
+
+
+def _count(name: str, module: nn.Module) -> Part:
+    parameters = list(module.parameters())
+    trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    return Part(name, trainable, sum(p.numel() for p in parameters) - trainable)
+
+
 def measure(config: Mapping[str, Any]) -> Complexity:
     """Count a run's model at the largest size that its test loader makes.
 

@@ -5,9 +5,9 @@ import math
 
 import pytest
 
-from detrex_mammo.data.augmentation import RandomIntensity
+from detrex_mammo.data.augmentation import RandomIntensity, ResizeToFit
 from detrex_mammo.data.augmentation_checks import check_probability, check_range
-from detrex_mammo.data.augmentation_geometry import RandomAffine
+from detrex_mammo.data.augmentation_geometry import LesionSafeCrop, RandomAffine
 from detrex_mammo.data.augmentation_photometric import RandomBlur, RandomNoise
 from detrex_mammo.data.augmentation_resize import RandomScale, ResizeShortEdge, ResizeToSpacing
 from detrex_mammo.data.augmentation_tile import LesionTile
@@ -45,6 +45,18 @@ from detrex_mammo.errors import UserError
         (lambda: LesionTile(5, 5, lesion_prob=2), "LesionTile got lesion_prob=2"),
         (lambda: RandomAffine(shear=50), "RandomAffine got shear=50"),
         (lambda: RandomAffine(translate=1), "RandomAffine got .*translate=1"),
+        (lambda: RandomAffine(degrees="ten"), r"degrees='ten'; it is a number in \[0, 180\]"),
+        (lambda: RandomAffine(scale=[1.0]), r"RandomAffine got scale=\[1.0\]; .* pair"),
+        (lambda: LesionSafeCrop(min_share=0), r"min_share=0; it is a number in \(0, 1\]"),
+        (lambda: LesionSafeCrop(prob=True), "LesionSafeCrop got prob=True"),
+        (lambda: ResizeToFit("big", 5), "ResizeToFit got height='big'; a size"),
+        (lambda: ResizeToFit(5, 5.5), "ResizeToFit got width=5.5; a size"),
+        (lambda: ResizeToFit(5, 5, scale_range=[1]), "ResizeToFit got scale_range"),
+        (lambda: ResizeToFit(5, 5, aspect_jitter=1), r"aspect_jitter=1; .* in \[0, 1\)"),
+        (lambda: ResizeToSpacing("fine", 9, 9), "ResizeToSpacing got mm_per_pixel='fine'"),
+        (lambda: ResizeShortEdge("long"), "ResizeShortEdge got short_edges='long'"),
+        (lambda: LesionTile("high", 5), "LesionTile got height='high'"),
+        (lambda: LesionCopyPaste(classes=["mass"]), r"classes=\['mass'\]; give a list of their"),
         (lambda: LesionCopyPaste(prob=None), "LesionCopyPaste got prob=None"),
         (lambda: LesionCopyPaste(max_lesions=0), "LesionCopyPaste got max_lesions=0"),
     ],

@@ -3,6 +3,7 @@
 
 import numpy as np
 import pytest
+from detectron2.data.transforms import Augmentation
 from omegaconf import OmegaConf
 
 from detrex_mammo.config import get_config, instantiate
@@ -12,8 +13,7 @@ from detrex_mammo.data.preprocessing import Preprocessing
 
 CONFIG = """
 from {up}configs.common.data.augmentation import (
-    coco_style, large_scale_jitter, lesion_copy_paste, mammography_basic, mammography_strong,
-    mammomix, tile
+    coco_style, large_scale_jitter, mammography_basic, mammography_strong, mammomix, tile
 )
 lists = dict(
     coco_style=coco_style,
@@ -23,7 +23,6 @@ lists = dict(
     mammomix=mammomix,
     tile=tile(50, 40),
 )
-paste = lesion_copy_paste(prob=0.25)
 """
 # Largest network image (height, width) of a breast of 160 x 100 pixels.
 LARGEST = {
@@ -91,7 +90,13 @@ def test_basic_is_that_of_the_mammography_loader(config):
     assert OmegaConf.to_container(theirs.augmentations, resolve=False) == OmegaConf.to_container(
         OmegaConf.create(config.lists.mammography_basic, flags={"allow_objects": True})
     )
-    assert config.paste.prob == 0.25
+
+
+@pytest.mark.parametrize("name", ["coco_style", "mammography_basic", "mammomix"])
+def test_a_list_is_found_from_a_config_that_lies_elsewhere(config, name):
+    found = get_config("configs/common/data/augmentation.py").lists[name]
+    assert found == config.lists[name]
+    assert isinstance(instantiate(found)[0], Augmentation)
 
 
 def test_mammomix_has_each_published_transform_once(config):

@@ -255,6 +255,18 @@ def test_settings_of_the_mapper(tmp_path):
     with pytest.raises(UserError, match="for training only"):
         MammographyMapper(False, copy_paste=LesionCopyPaste())
     MammographyMapper(True).attach(records)  # nothing to do
-    never = mapper(records, prob=0.0)(records[0])
+    with pytest.raises(UserError, match="copy_paste is True; it is null or a LesionCopyPaste"):
+        MammographyMapper(True, copy_paste=True)
+    never = mapper([], prob=0.0)(records[0])  # off: it needs no lesion, and draws no number
     torch.testing.assert_close(never["image"], plain(records[0])["image"], rtol=0, atol=0)
     assert len(never["instances"]) == 0
+
+
+def test_off_it_takes_no_random_number(tmp_path):
+    """So that the augmentation of a run without it is what it was."""
+    one = record(tmp_path, "a")
+    np.random.seed(1)
+    mapper([], prob=0.0)(one)
+    drawn = np.random.uniform()
+    np.random.seed(1)
+    assert drawn == np.random.uniform()

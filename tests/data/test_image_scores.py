@@ -60,3 +60,16 @@ def test_wrong_file_is_one_sentence(text: str, expected: str, tmp_path: Path) ->
 def test_missing_file_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read: No such file"):
         best_scores(str(tmp_path / "none.json"), ["x"])
+
+
+def test_parts_of_a_mixture_have_a_file_each(tmp_path: Path) -> None:
+    """Both files know an image 1; ids of a mixture are "part/id"."""
+    files = {}
+    for part, score in (("a", 0.25), ("b", 0.75)):
+        files[part] = str(tmp_path / f"{part}.json")
+        Path(files[part]).write_text(json.dumps([{**RECORD, "image_id": 1, "score": score}]))
+    np.testing.assert_array_equal(best_scores(files, ["b/1", "a/1", "c/1"]), [0.75, 0.25, -np.inf])
+    with pytest.raises(UserError, match="has 2 images, such as 'a/1', but none"):
+        best_scores(files, [1])
+    with pytest.raises(UserError, match="predictions file 3 is no path"):
+        best_scores({"a": 3}, [1])

@@ -343,3 +343,17 @@ def test_a_seed_fixes_every_augmentation(record):
         results.append(mapper(augmentations=steps)(record)["image"])
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
     assert results[0].shape != results[2].shape or (results[0] != results[2]).any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"augmentations": "mammography_strong"}, "augmentations holds 'mammography_strong'; it"),
+        ({"augmentations": [{"height": 5}]}, r"augmentations holds \{'height': 5\}; it is a list"),
+        ({"cache_megabytes": "all"}, "cache_megabytes is 'all'"),
+    ],
+)
+def test_what_is_no_setting_is_one_sentence(settings, words):
+    with pytest.raises(UserError, match=words) as caught:
+        MammographyMapper(True, **settings)
+    assert "\n" not in str(caught.value)

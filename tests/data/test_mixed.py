@@ -145,6 +145,8 @@ def test_a_map_and_an_order_of_classes(parts, name, caplog) -> None:
         ({}, {"classes": ["mass"], "class_map": {"Mass": "Max"}}, "names 'Max' for 'Mass'"),
         ({}, {"classes": ["mass", "mass"]}, "give each class once"),
         ({}, {"classes": []}, "give each class once, and one at least"),
+        ({}, {"classes": "mass"}, r"classes is 'mass'; it is a list of names, such as \[mass\]"),
+        ({}, {"class_map": "mass"}, "class_map is 'mass'; it is a map"),
         ({"weight": 1}, {}, "parts.other has no weight, others have"),
         ({"weight": -1}, {}, "parts.cbis.weight is -1"),
         ({"weight": True}, {}, "parts.cbis.weight is True"),

@@ -93,6 +93,10 @@ def test_two_processes_stop_together_on_a_nan(tmp_path: Path) -> None:
         main(["--config-file", config, "--num-gpus", "2", "model.nan_at=4"])
     assert (tmp_path / "run/last_checkpoint").read_text() == "model_0000002.pth"
     assert len(read_lines(tmp_path / "run/metrics.json", "total_loss")) == 4
+    # Each has left its own batch before any of them was gone.
+    assert {path.name for path in (tmp_path / "run/nan_step_4").iterdir()} == {
+        "batch_0.pth", "batch_1.pth", "state.pth", "config.yaml", "step.json",
+    }  # fmt: skip
 
 
 def test_torchrun_is_recognised(tmp_path: Path) -> None:

@@ -14,7 +14,12 @@ from omegaconf import OmegaConf
 from detrex_mammo.data.loader import build_train_loader
 from detrex_mammo.data.order import Order
 from detrex_mammo.data.sampling import Sampling
-from detrex_mammo.engine.loaders import annotation_files, build_train_data, dataset_names
+from detrex_mammo.engine.loaders import (
+    annotation_files,
+    build_train_data,
+    check_classes,
+    dataset_names,
+)
 from detrex_mammo.engine.main import main
 from detrex_mammo.errors import UserError
 from tests.engine.tiny import CONFIG, TinyMapper, read_lines, tiny_dataset
@@ -133,6 +138,7 @@ def test_run_with_a_token_budget(tmp_path: Path) -> None:
         ("sampling.dataset_weights={c: 1}", "names 'c'"),
         ("token_budget=big", "token_budget is 'big'"),
         ("total_batch_size=0", "must be a multiple of"),
+        ("num_workers=-1", "dataloader.train.num_workers is -1; give the processes"),
     ],
 )
 def test_wrong_setting_of_a_run_is_one_sentence(setting: str, expected: str, tmp_path) -> None:
@@ -194,3 +200,30 @@ def test_names_of_a_dataset_of_parts(tmp_path: Path) -> None:
     MetadataCatalog.get("mixed_names").set(json_files={"x": str(file), "y": "/no/such.json"})
     assert annotation_files(["mixed_names"]) == {"mixed_names/x": str(file)}
     assert "mixed_names" not in DatasetCatalog.list()
+
+
+def named_dataset(name: str, classes: list[str]) -> str:
+    MetadataCatalog.pop(name, None)
+    MetadataCatalog.get(name).set(thing_classes=classes)
+    return name
+
+
+@pytest.mark.parametrize("classes", [["cyst", "mass"], ["mass", "lump"]])
+def test_classes_in_another_order_or_half_renamed_are_refused(classes: list[str]) -> None:
+    """Scored by place, a mass would count as a cyst: all figures fall without a word."""
+    model = torch.nn.Module()
+    model.num_classes = 2
+    check_classes(model, [named_dataset("order_train", ["mass", "cyst"])])
+    with pytest.raises(UserError) as caught:
+        check_classes(model, [named_dataset("order_val", classes)])
+    text = str(caught.value)
+    assert "'order_val' has the classes " + ", ".join(classes) in text and "mass, cyst" in text
+    check_classes(model, [named_dataset("order_val", ["mass", "cyst"])])
+
+
+def test_classes_with_none_of_the_names_are_taken_in_order(caplog) -> None:
+    model = torch.nn.Module()
+    model.num_classes = 1
+    check_classes(model, [named_dataset("order_train", ["mass"])])
+    check_classes(model, [named_dataset("order_val", ["lesion"])])
+    assert "in this order" in caplog.text

@@ -1,9 +1,14 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
 """What the recipes of several data sets and of MammoMix say, as the engine reads it."""
 
-import pytest
+import shlex
+from pathlib import Path
 
-from detrex_mammo.config import instantiate, load_config
+import pytest
+from omegaconf import OmegaConf
+
+from detrex_mammo.config import find_shipped, instantiate, load_config
+from detrex_mammo.config_override import parse_value
 from detrex_mammo.engine.evaluation import by_name, evaluated_datasets
 
 FOLDER = "projects/mammography/configs"
@@ -46,3 +51,33 @@ def test_every_part_of_several_data_sets_is_evaluated_by_itself() -> None:
         assert dataset.image_root == train.parts[name].image_root
         assert tests[name].mapper.preprocessing == cfg.dataloader.train.mapper.preprocessing
         assert tests[name].mapper.is_train is False
+
+
+def page() -> str:
+    return Path(find_shipped("projects/mammography/README.md")).read_text(encoding="utf-8")
+
+
+def settings_of_the_page() -> list[list[str]]:
+    """Overrides of each row of "Training side"."""
+    table = page().split("| what | SETTINGS |")[1].split("\n\n")[0]
+    rows = [row.split("|")[2].strip().strip("`") for row in table.splitlines()[2:]]
+    return [shlex.split(row) for row in rows]
+
+
+@pytest.mark.parametrize("overrides", settings_of_the_page(), ids=lambda found: found[-1][:40])
+def test_each_setting_of_the_page_exists(overrides: list[str]) -> None:
+    cfg = load_config(f"{FOLDER}/demo.py", overrides)
+    for override in overrides:
+        key, _, text = override.partition("=")
+        assert OmegaConf.select(cfg, key) == parse_value(text)
+    instantiate(cfg.dataloader.train.sampling)
+    assert instantiate(cfg.model).tiles is None or "model.tiles" in overrides[0]
+
+
+def test_the_config_on_the_page_is_one(tmp_path: Path) -> None:
+    """It lies in no folder of this project, and its augmentations can be built."""
+    text = page().split("```python\n")[1].split("```")[0]
+    (tmp_path / "mine.py").write_text(text)
+    mapper = load_config(tmp_path / "mine.py").dataloader.train.mapper
+    assert mapper.augmentations[2].height == 384
+    assert [type(one).__name__ for one in instantiate(mapper.augmentations)][3] == "RandomAffine"

@@ -85,25 +85,43 @@ def test_bfloat16_predictions_are_matched_in_float32():
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "message"),
+    ("name", "value"),
     [
-        ("pred_logits", float("nan"), "pred_logits of prediction 0.*diverged"),
-        ("pred_boxes", float("nan"), "pred_boxes of prediction 0.*diverged"),
+        ("pred_logits", math.nan),
+        ("pred_boxes", math.nan),
+        ("pred_boxes", math.inf),
+        ("pred_boxes", -math.inf),
     ],
 )
-def test_predictions_that_are_not_finite_are_named(name, value, message):
-    output = one_image(torch.randn(4, 3), torch.rand(4, 4))
+def test_predictions_that_are_not_finite_are_matched_last(name: str, value: float) -> None:
+    """Queries 0 and 3 lie on the two targets; 2 is broken, and nobody else has changed places."""
+    boxes = torch.tensor([[0.2, 0.2, 0.1, 0.1], [0.5] * 4, [0.5] * 4, [0.8, 0.8, 0.1, 0.1]])
+    output = one_image(torch.zeros(4, 3), boxes)
     output[name][0, 2] = value
-    target = {"labels": torch.tensor([1]), "boxes": torch.rand(1, 4)}
-    with pytest.raises(UserError, match=message):
-        HungarianMatcher()([output], [[target]])
+    target = {"labels": torch.tensor([1, 0]), "boxes": boxes[[3, 0]]}
+    ((queries, targets),) = HungarianMatcher()([output], [[target]])[0]
+    assert dict(zip(queries.tolist(), targets.tolist())) == {0: 1, 3: 0}
 
 
-def test_targets_that_are_not_finite_are_named():
-    output = one_image(torch.randn(4, 3), torch.rand(4, 4))
-    target = {"labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, float("inf"), 0.1]])}
-    with pytest.raises(UserError, match="target box"):
-        HungarianMatcher()([output], [[target]])
+def test_a_bad_pair_is_better_than_a_broken_one() -> None:
+    """Query 0 lies far from the only target, at a cost above 0; query 1 is broken."""
+    output = one_image(torch.zeros(2, 3), torch.tensor([[0.1] * 4, [math.nan] * 4]))
+    target = {"labels": torch.tensor([1]), "boxes": torch.tensor([[0.9, 0.9, 0.1, 0.1]])}
+    assert HungarianMatcher()([output], [[target]])[0][0][0].tolist() == [0]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_targets_that_are_not_finite_get_the_queries_that_are_left(value: float) -> None:
+    """Also if nothing at all is finite: every target still has a query of its own."""
+    boxes = torch.tensor([[0.2, 0.2, 0.1, 0.1], [0.5] * 4, [0.8, 0.8, 0.1, 0.1]])
+    broken = torch.tensor([0.5, 0.5, value, 0.1])
+    output = one_image(torch.zeros(3, 3), boxes)
+    target = {"labels": torch.tensor([1, 0]), "boxes": torch.stack([broken, boxes[0]])}
+    ((queries, targets),) = HungarianMatcher()([output], [[target]])[0]
+    assert dict(zip(targets.tolist(), queries.tolist()))[1] == 0 and len(queries) == 2
+    nothing = one_image(torch.full((3, 3), value), torch.full((3, 4), value))
+    ((queries, targets),) = HungarianMatcher()([nothing], [[target]])[0]
+    assert sorted(targets.tolist()) == [0, 1] and len(set(queries.tolist())) == 2
 
 
 def test_costs_that_cannot_be_are_refused():

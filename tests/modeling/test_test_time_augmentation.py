@@ -203,11 +203,12 @@ def test_from_a_lazy_node():
     ("settings", "words"),
     [
         ({"flips": ["up"]}, "flips is"),
-        ({"flips": "none"}, "flips is none"),
+        ({"flips": "none"}, "flips is 'none'"),
         ({"flips": []}, "flips is"),
         ({"flips": ["none", "none"]}, "each once"),
         ({"scales": [0.0]}, "scales is"),
         ({"scales": ["1"]}, "scales is"),
+        ({"merge_iou": "half"}, "merge_iou is 'half'"),
         ({"merge_iou": 0}, r"merge_iou is 0; it must be in \(0, 1\]"),
     ],
 )

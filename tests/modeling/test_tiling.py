@@ -329,11 +329,24 @@ def test_tiled_detector_can_be_copied():
 
 def test_mistakes_are_one_sentence():
     for mistake, message in (
-        ({"height": 0}, "model.tiles.height is 0; it must be at least 1"),
+        ({"height": 0}, "model.tiles.height is 0; it must be a whole number, at least 1"),
         ({"overlap": 1.0}, r"overlap is 1.0; it must be a share of the tile in \[0, 1\)"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"merge_iou": 0.0}, r"merge_iou is 0.0; it must be in \(0, 1\]"),
         ({"border": -1.0}, "border is -1.0"),
+        ({"width": "wide"}, "width is 'wide'; it must be a whole number"),
+        ({"height": 8.5}, "height is 8.5; it must be a whole number"),
+        ({"whole_image": 3}, "whole_image is 3; it must be true or false"),
     ):
         with pytest.raises(UserError, match=message):
             Tiles(**{"height": 8, "width": 8, **mistake})
+
+
+@pytest.mark.parametrize("name", ["tiles", "test_time_augmentation"])
+@pytest.mark.parametrize("value", [3, {"height": 8, "width": 8}])
+def test_what_are_no_tiles_is_one_sentence(name, value):
+    with pytest.raises(
+        UserError, match=rf"model.{name} is .*; it must be null or a node"
+    ) as caught:
+        tiny_detector(**{name: value})
+    assert "\n" not in str(caught.value)

@@ -1,5 +1,5 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
-"""Lists of augmentations for ``dataloader.train.mapper.augmentations``, and lesion copy-paste.
+"""Lists of augmentations for ``dataloader.train.mapper.augmentations``.
 
 Images are float32 (H, W) in [0, 255], cropped to the breast, and turned to one side, so that most
 lists flip up and down only. Take one, and change what your network's size needs:
@@ -7,6 +7,11 @@ lists flip up and down only. Take one, and change what your network's size needs
     from ....configs.common.data.augmentation import mammography_strong
 
     dataloader.train.mapper.augmentations = mammography_strong
+
+In a config file that lies elsewhere, with ``get_config`` of ``detrex_mammo.config``:
+
+    _lists = get_config("configs/common/data/augmentation.py").lists
+    dataloader.train.mapper.augmentations = _lists.mammography_strong
 """
 
 from detectron2.config import LazyCall as L
@@ -18,7 +23,6 @@ from detrex_mammo.data.augmentation_photometric import RandomBlur, RandomNoise
 from detrex_mammo.data.augmentation_resize import RandomScale, ResizeShortEdge
 from detrex_mammo.data.augmentation_tile import LesionTile
 from detrex_mammo.data.augmentation_warp import RandomElastic, RandomPerspective
-from detrex_mammo.data.copy_paste import LesionCopyPaste
 
 # That of configs/common/data/mammography.py.
 mammography_basic = [
@@ -51,9 +55,9 @@ coco_style = [
 
 # MammoMix's published list, in its order, with this package's transforms; its resize to 800 comes
 # last. Elastic alpha 50 and sigma 5 displace by 50 / (3.54 * 5) pixels; where that would fold
-# tissue the field is weakened, and theirs folds it. Set mapper.min_visibility to 0.1 as they do;
-# boxes below 1 pixel are dropped, theirs below 25 square pixels. Where they leave an edge black,
-# bending repeats it.
+# tissue the field is weakened, and theirs folds it. Boxes of which less than 0.1 is left are
+# dropped by the mapper, as theirs; so are boxes below 1 pixel, theirs below 25 square pixels. Where
+# they leave an edge black, bending repeats it.
 mammomix = [
     L(RandomElastic)(displacement=[2.8, 2.8], sigma=5.0, prob=0.5),
     L(RandomPerspective)(scale=[0.05, 0.1], prob=0.5),
@@ -67,10 +71,13 @@ mammomix = [
     L(ResizeToFit)(height=800, width=800),
 ]
 
-
-def lesion_copy_paste(prob=0.5, max_lesions=2):
-    """For ``dataloader.train.mapper.copy_paste``."""
-    return L(LesionCopyPaste)(prob=prob, max_lesions=max_lesions)
+# For get_config, which finds no bare list.
+lists = dict(
+    mammography_basic=mammography_basic,
+    mammography_strong=mammography_strong,
+    coco_style=coco_style,
+    mammomix=mammomix,
+)
 
 
 def tile(height, width, lesion_prob=0.5):

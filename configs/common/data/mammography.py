@@ -7,6 +7,7 @@ from detectron2.data.transforms import RandomFlip
 from omegaconf import OmegaConf
 
 from detrex_mammo.data.augmentation import RandomIntensity, ResizeToFit
+from detrex_mammo.data.copy_paste import LesionCopyPaste
 from detrex_mammo.data.datasets import load_coco_json
 from detrex_mammo.data.loader import build_train_loader
 from detrex_mammo.data.mapper import MammographyMapper
@@ -28,6 +29,8 @@ dataloader.train = L(build_train_loader)(
             L(RandomIntensity)(),
         ],
         cache_dir="",  # a folder that tools/cache_data.py made: no DICOM is decoded twice
+        # Lesions of other training images: for this share of the images; 0.0 is off.
+        copy_paste=L(LesionCopyPaste)(prob=0.0, max_lesions=2),
     ),
     # How often each image is shown; as it stands, once in an epoch.
     sampling=L(Sampling)(

@@ -1,0 +1,43 @@
+# Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
+"""Failures of the machine during training, told in one sentence."""
+
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from detrex_mammo.errors import UserError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DEAD_WORKER = re.compile(
+    r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)(.*?killed by signal: ([\w ]+))?", re.DOTALL
+)
+
+
+@contextmanager
+def told_in_a_sentence() -> Iterator[None]:
+    """Turn a full disk, and the death of a process that loads images, into a sentence.
+
+    Raises:
+        UserError: one of these.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        place = f" for {error.filename!r}" if error.filename else ""
+        raise UserError(
+            f"the disk has no room{place} ({error.strerror}): make room and go on with --resume "
+            "from the last checkpoint, which is whole"
+        ) from error
+    except RuntimeError as error:
+        found = _DEAD_WORKER.search(str(error))
+        if found is None:
+            raise
+        how = f"was killed ({found[3].strip()})" if found[3] else "has died"
+        raise UserError(
+            f"a process that loads images (pid {found[1]}) {how}, most often because memory or "
+            "/dev/shm is full: lower dataloader.train.num_workers or prefetch_factor and go on "
+            "with --resume"
+        ) from error

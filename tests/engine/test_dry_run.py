@@ -1,0 +1,123 @@
+# Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
+"""--dry-run leaves nothing, tells what a run needs, and finds what would have stopped it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from detrex_mammo.config import load_config
+from detrex_mammo.engine import dry_run
+from detrex_mammo.engine.dry_run import Plan
+from detrex_mammo.engine.main import main
+from detrex_mammo.errors import UserError
+from tests.engine.tiny import write_config
+
+
+def call(config: str, *arguments: str) -> None:
+    main(["--config-file", config, "--dry-run", *arguments])
+
+
+def plan_of(config: str, *overrides: str) -> Plan:
+    plan = dry_run.dry_run(load_config(config, overrides), "cpu")
+    assert plan is not None
+    return plan
+
+
+def test_nothing_is_left_and_the_table_is_printed(tmp_path: Path, capsys) -> None:
+    config = write_config(tmp_path, "deep/er/run")
+    before = sorted(tmp_path.rglob("*"))
+    call(config)
+    assert sorted(tmp_path.rglob("*")) == before
+    out = capsys.readouterr().out
+    assert "12 an epoch, 4 a step" in out and "peak process memory" in out
+
+
+def test_numbers_are_those_of_the_run(tmp_path: Path) -> None:
+    """12 images, 2 batches of 2 a step, 10 epochs: 30 steps; an evaluation every 2 epochs: 5.
+
+    A checkpoint every epoch: after steps 3 to 27 nine, of which two are kept; with the last one,
+    the best, and one that is being written 5.
+    """
+    settings = [
+        "dataloader.train.total_batch_size=2",
+        "train.accumulate=2",
+        "train.epochs=10",
+        "train.eval_period_epochs=2",
+        "train.checkpointer.max_to_keep=2",
+        "train.best.metric=tiny/error",
+    ]
+    config = write_config(tmp_path)
+    plan = plan_of(config, *settings)
+    assert (plan.images, plan.batch, plan.steps, plan.evaluations) == (12, 4, 30, 5)
+    assert plan.num_checkpoints == 5
+    assert plan.seconds == 30 * plan.step_seconds + 5 * plan.evaluation_seconds > 0
+    main(["--config-file", config, *settings])
+    kept = sorted((tmp_path / "run").glob("model_*.pth"))
+    assert len(kept) == plan.num_checkpoints - 1
+    size = (tmp_path / "run/model_final.pth").stat().st_size
+    assert plan.checkpoint_bytes == pytest.approx(size, rel=0.05)
+
+
+def test_periods_that_do_not_divide(tmp_path: Path) -> None:
+    """7 steps, 3 an epoch: evaluations after 3, 6 and 7; checkpoints after 3, 6 and 7."""
+    plan = plan_of(write_config(tmp_path), "train.max_iter=7")
+    assert (plan.steps, plan.evaluations, plan.num_checkpoints) == (7, 3, 2 + 2)
+    plan = plan_of(
+        write_config(tmp_path),
+        "train.max_iter=7",
+        "train.eval_period_epochs=0",
+        "train.checkpointer.period_epochs=0",
+    )
+    assert (plan.evaluations, plan.num_checkpoints) == (1, 2)
+    plan = plan_of(write_config(tmp_path), "dataloader.evaluator=null")
+    assert (plan.evaluations, plan.evaluation_seconds) == (0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["dataloader.train.total_batch_size=0"], "total_batch_size is 0"),
+        (["dataloader.train.mapper.fail_at=1"], "image 1 cannot be used"),
+        (["dataloader.test.mapper.fail_at=1"], "image 1 cannot be used"),
+        (["train.init_checkpoint=/no/such.pth"], "does not exist"),
+        (["model.nan_at=1"], "stopped at step 1"),
+        (["--resume"], "--resume and --dry-run exclude each other"),
+        (["--eval-only"], "--eval-only and --dry-run exclude each other"),
+    ],
+)
+def test_what_would_stop_the_run_is_told(tmp_path: Path, overrides, expected: str) -> None:
+    config = write_config(tmp_path)
+    if "fail_at" in overrides[0] and ".train." in overrides[0]:
+        overrides = [*overrides, "dataloader.train.total_batch_size=12"]  # all in the first batch
+    with pytest.raises(UserError, match=expected.replace("(", r"\(")):
+        call(config, *overrides)
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny_config.py"]
+
+
+def test_a_full_disk_and_an_earlier_run(tmp_path: Path, monkeypatch) -> None:
+    config = write_config(tmp_path)
+    usage = shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(dry_run.shutil, "disk_usage", lambda path: usage._replace(free=5000))
+        with pytest.raises(UserError, match="has 4.9 KiB free, but 4 checkpoints need"):
+            call(config)
+    main(["--config-file", config, "train.max_iter=1"])
+    with pytest.raises(UserError, match="holds an earlier run"):
+        call(config)
+
+
+def test_print_config_is_a_config_that_runs(tmp_path: Path, capsys) -> None:
+    config = write_config(tmp_path)
+    main(["--config-file", config, "--print-config", "train.max_iter=2", "optimizer.lr=0.5"])
+    text = capsys.readouterr().out
+    assert "${" not in text and not (tmp_path / "run").exists()
+    printed = OmegaConf.create(text)
+    assert printed.optimizer.params.lr == 0.5
+    assert printed.dataloader.evaluator.output_dir == str(tmp_path / "run/inference")
+    (tmp_path / "printed.yaml").write_text(text)
+    main(["--config-file", str(tmp_path / "printed.yaml")])
+    state = torch.load(tmp_path / "run/model_final.pth", weights_only=True)
+    assert state["iteration"] == 1

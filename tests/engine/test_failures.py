@@ -1,0 +1,94 @@
+# Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
+"""Images that cannot be read, and processes that load them and die."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from detrex_mammo.errors import UserError
+from tests.engine.faults import faulty_config, run
+from tests.engine.tiny import read_lines
+
+SKIP = ["dataloader.train.mapper.unreadable=[3,7]", "dataloader.train.on_error=skip"]
+
+
+@pytest.fixture
+def propagates(monkeypatch) -> None:
+    monkeypatch.setattr(logging.getLogger("detrex_mammo"), "propagate", True)
+
+
+def test_unreadable_image_ends_the_run_by_default(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="^image_[37].png is damaged$"):
+        run(faulty_config(tmp_path), SKIP[0])
+
+
+def test_skipped_images_are_replaced_alike_with_workers_and_after_a_resume(tmp_path: Path) -> None:
+    """And counted once each, however often they come."""
+    config = faulty_config(tmp_path)
+    noise = "dataloader.train.mapper.noise=0.5"
+    losses = {}
+    for workers in (0, 2):
+        output = tmp_path / f"workers_{workers}"
+        run(config, *SKIP, noise, f"train.output_dir={output}",
+            f"dataloader.train.num_workers={workers}")  # fmt: skip
+        losses[workers] = read_lines(output / "metrics.json", "total_loss")
+        log = (output / "log.txt").read_text()
+        assert log.count("images skipped") == 2
+        assert "1 of at most 10 images skipped: image_" in log
+        assert "2 of at most 10 images skipped: image_" in log
+    assert len(losses[0]) == 9 and losses[0] == losses[2]
+    output = f"train.output_dir={tmp_path / 'stopped'}"
+    run(config, *SKIP, noise, output, "train.max_iter=4")
+    run(config, *SKIP, noise, output, "--resume")
+    assert read_lines(tmp_path / "stopped/metrics.json", "total_loss") == losses[0]
+
+
+def test_every_place_in_a_batch_is_filled(tmp_path: Path) -> None:
+    """By images of the data set that can be read; the others are seen as they would have been."""
+    from detrex_mammo.data.loader import SKIPPED, SeededMap
+    from tests.engine.faults import FaultyMapper
+    from tests.engine.tiny import tiny_dataset
+
+    seeded = SeededMap(tiny_dataset(12), FaultyMapper((3, 7), noise=0.5), skips=True)
+    plain = SeededMap(tiny_dataset(12), FaultyMapper(noise=0.5))
+    for seed in range(20):
+        item = seeded[3, seed]
+        assert item["image_id"] not in (3, 7)
+        assert item["image"].equal(plain[item["image_id"], seed]["image"])
+        assert item[SKIPPED][0] == (3, "image_3.png is damaged")
+        assert seeded[3, seed]["image_id"] == item["image_id"]
+        assert SKIPPED not in seeded[4, seed]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["dataloader.train.error_limit=1"], "2 training images cannot be read, more than .*=1"),
+        (["dataloader.train.on_error=ignore"], "dataloader.train.on_error is 'ignore'"),
+        (["dataloader.train.error_limit=-1"], "dataloader.train.error_limit is -1"),
+        (
+            ["dataloader.train.mapper.unreadable=[0,1,2,3,4,5,6,7,8,9,10,11]"],
+            "20 training images in a row cannot be read; the last is image_",
+        ),
+    ],
+)
+def test_limit_and_wrong_settings_are_one_sentence(arguments, expected, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=expected) as caught:
+        run(faulty_config(tmp_path), *SKIP, *arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_dead_worker_is_one_sentence_and_the_run_goes_on_from_its_checkpoint(
+    tmp_path: Path,
+) -> None:
+    config = faulty_config(tmp_path)
+    output = f"train.output_dir={tmp_path / 'whole'}"
+    run(config, output)
+    run(config, "train.max_iter=3")
+    with pytest.raises(UserError, match=r"loads images \(pid \d+\) was killed.*num_workers"):
+        run(config, "--resume", "dataloader.train.num_workers=1",
+            "dataloader.train.mapper.die_at=2")  # fmt: skip
+    run(config, "--resume", "dataloader.train.num_workers=1")
+    expected = read_lines(tmp_path / "whole/metrics.json", "total_loss")
+    assert read_lines(tmp_path / "run/metrics.json", "total_loss") == expected
