@@ -50,30 +50,22 @@ def build_train_loader(
     Args:
         dataset: records.
         mapper: record to model input; with ``nominal_size(record) -> (height, width)`` batches are
-            made by the sizes that the network sees, else by those of the original images. Random
-            scaling adds padding that no plan knows.
+            made by the sizes that the network sees, before random scaling, else by the originals'.
         total_batch_size: images of a step over all processes, or, with a token budget, the most.
         sampling: how often an image is shown; once in an epoch when None.
         sampler: the order of images, seed and start of the run; a tool that trains gives it, with
             the sampling in it. None starts at the beginning, with seed 0.
         num_workers: processes that load images; 0 loads them in this one.
         prefetch_factor: batches that each of them holds ready.
-        token_budget: see :class:`detrex_mammo.data.batching.Batches`.
-        max_padding: see there.
-        sort_window: see there.
-        on_error: "fail", or "skip" an image that cannot be read: another one, drawn from the seed
-            of its place, is shown instead, so the run is the same with any number of workers.
+        token_budget, max_padding, sort_window: see :class:`detrex_mammo.data.batching.Batches`.
+        on_error: "fail", or "skip" an image that cannot be read: another one is shown, drawn from
+            the seed of its place, whatever the number of workers.
         error_limit: most images that a process may skip; one more ends the run.
 
     Raises:
         UserError: a setting is not possible or does not fit the dataset.
     """
-    order = Order(dataset, 0, sampling) if sampler is None else sampler
-    if not isinstance(order, Order):
-        raise UserError(
-            f"dataloader.train.sampler is a {type(order).__name__}, but this loader needs an order "
-            "that can be entered anywhere: leave it out and set dataloader.train.sampling"
-        )
+    order = _checked(Order(dataset, 0, sampling) if sampler is None else sampler)
     batches = Batches(
         order,
         nominal_sizes(dataset, mapper),
@@ -99,6 +91,15 @@ def build_train_loader(
         generator=torch.Generator().manual_seed(order.seed),
         worker_init_fn=_outlive_signals,
     )
+
+
+def _checked(order: Any) -> Order:
+    if not isinstance(order, Order):
+        raise UserError(
+            f"dataloader.train.sampler is a {type(order).__name__}, but this loader needs an order "
+            "that can be entered anywhere: leave it out and set dataloader.train.sampling"
+        )
+    return order
 
 
 def _is_skipping(on_error: str, error_limit: int) -> bool:

@@ -74,9 +74,9 @@ def test_regions_are_y_before_x_and_tables_are_joined(tree):
 
 
 def test_paths_without_the_downloads_folder(tree):
-    tree.add("a", "[[3, 2, 23, 12]]", 1, path="/mnt/anon_dicom/cohort_1/a.dcm")
-    tree.add("b", "[[3, 2, 23, 12]]", 1, path="/mnt/anon_dicom/cohort_2/b.dcm")
-    tree.add("c", "[[3, 2, 23, 12]]", 1, path="/mnt/anon_dicom/../images/cohort_1/c.dcm")
+    tree.add("a", "[[3, 2, 23, 12]]", 1, path="/anon_dicom/cohort_1/a.dcm")
+    tree.add("b", "[[3, 2, 23, 12]]", 1, path="/anon_dicom/cohort_2/b.dcm")
+    tree.add("c", "[[3, 2, 23, 12]]", 1, path="/anon_dicom/../images/cohort_1/c.dcm")
     dataset = tree.convert()
     assert list(images_of(dataset)) == ["images/cohort_1/a.dcm"]
     assert reported(dataset, "dropped") == {"images that are missing": 2}
