@@ -8,7 +8,6 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import logging  # noqa: E402
 import random  # noqa: E402
-from collections.abc import Iterator  # noqa: E402
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -26,11 +25,10 @@ def seed() -> None:
 
 
 @pytest.fixture(autouse=True)
-def root_handlers() -> Iterator[None]:
-    """A tool that runs in a test's process leaves no handler with the test's closed output."""
-    root = logging.getLogger()
-    before = list(root.handlers)
-    yield
-    for handler in list(root.handlers):
-        if type(handler) is logging.StreamHandler and handler not in before:
-            root.removeHandler(handler)
+def open_handlers() -> None:
+    """A tool that ran in an earlier test's process leaves handlers with that test's output."""
+    known = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
+    for logger in known:
+        for handler in list(getattr(logger, "handlers", ())):
+            if type(handler) is logging.StreamHandler and getattr(handler.stream, "closed", False):
+                logger.removeHandler(handler)

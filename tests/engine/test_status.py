@@ -129,9 +129,10 @@ def test_every_exception_is_an_end(tmp_path: Path, error: BaseException, expecte
 
 
 HANGING = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from detrex_mammo.engine.status import reported
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
 with reported(Path(sys.argv[1]), "training"):
     print("in", flush=True)
     {what}
