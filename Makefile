@@ -24,7 +24,7 @@ endef
 
 help:
 	@echo "make demo        train and evaluate on real mammograms with simulated lesions (20 minutes on 2 cores)"
-	@echo "make bench       measure operator, model and loader beside others, into benchmarks/ (20 minutes on 2 cores)"
+	@echo "make bench       measure operator, model, loader and engine, beside others, into benchmarks/ (30 minutes on 2 cores)"
 	@echo "make test        the tests; make test-slow runs the long ones"
 	@echo "make lint        ruff check and format check; make format repairs"
 	@echo "make setup       only the environment in $(VENV) (PYTHON=python3.12 picks the Python)"
@@ -60,7 +60,7 @@ demo: setup
 	@$(BIN)/python tools/demo.py
 
 bench: setup
-	@for mode in op inference train data; do $(BIN)/python tools/benchmark.py $$mode; done
+	@for mode in op inference train data engine; do $(BIN)/python tools/benchmark.py $$mode; done
 	@$(BIN)/python tools/benchmark.py table
 
 test: setup

@@ -36,6 +36,7 @@ INSTALL_REQUIRES = [
 ]
 
 EXTRAS = {
+    "8bit": ["bitsandbytes>=0.50"],  # 8-bit AdamW, configs/common/optim.py: kernels in the wheel
     # MIT; the newest version of that licence, its successor AlbumentationsX is AGPL.
     "albumentations": ["albumentations>=2.0.8,<2.1"],
     "compiler": ["ziglang>=0.13"],  # a C compiler by pip, where the machine has none

@@ -7,8 +7,9 @@ line, reloaded ``config.yaml``) and ends in one sentence with the nearest valid 
 """
 
 import builtins
+import copy
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,19 @@ def instantiate(cfg: Any) -> Any:
     return build(cfg)
 
 
+def without_pretrained(model: Any) -> Any:
+    """A model's node, a config or plain values, whose backbone fetches no weights.
+
+    For a model that a checkpoint is about to fill; the node that is given stays as it is.
+    """
+    backbone = model.get("backbone")
+    if not isinstance(backbone, (DictConfig, Mapping)) or "pretrained" not in backbone:
+        return model
+    model = copy.deepcopy(model)
+    model["backbone"]["pretrained"] = False
+    return model
+
+
 def instantiate_with(node: DictConfig, key: str, **more: Any) -> Any:
     """Build a lazy node with arguments that only the running program has.
 
@@ -243,4 +257,5 @@ __all__ = [
     "resolved",
     "save_config",
     "train_schema",
+    "without_pretrained",
 ]

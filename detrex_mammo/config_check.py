@@ -3,7 +3,9 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -20,8 +22,14 @@ FILLED_AT_RUN = {"optimizer.params": {"model"}}
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The most similar of ``known``, or None."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
-    return close[0] if close else None
+    close = difflib.get_close_matches(word, list(known), cutoff=cutoff)
+
+    def likeness(name: str) -> tuple[float, int]:
+        """Of names that are equally similar, the one that begins alike: AP50, not AP75, to AP5O."""
+        ratio = difflib.SequenceMatcher(None, name, word).ratio()
+        return ratio, len(os.path.commonprefix((name, word)))
+
+    return max(close, key=likeness, default=None)
 
 
 def unknown_key(key: str, known: Iterable[str], source: str) -> UserError:
@@ -77,8 +85,17 @@ def _check_interpolations(cfg: DictConfig, source: str) -> None:
     try:
         OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{source}: {error.full_key}: {reason}") from error
+        key, reason = error.full_key, str(error).splitlines()[0]
+        found = re.search(r"node `([^`]+)` is not a container", reason)
+        if found is None:
+            raise UserError(f"{source}: {key}: {reason}") from error
+        null = found[1]
+        whole = null.replace("dataloader.test", "dataloader.evaluator", 1)
+        is_evaluator = whole != null and f"{key}.".startswith(f"{whole}.")
+        raise UserError(
+            f"{key} in {source} is taken from {null}, which is null: set "
+            f"{f'{whole}=null' if is_evaluator else key} too"
+        ) from error
 
 
 def _check_section(section: Any, schema: DictConfig, key: str, source: str) -> None:
@@ -154,6 +171,19 @@ def _locate(name: str, key: str, source: str) -> Any:
         raise UserError(
             f"{key}._target_ in {source} names {name!r}, which does not exist"
         ) from error
+
+
+def targets(value: Any) -> Iterator[str]:
+    """Names of all that a node, plain values or an object among them, would call."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            target = value["_target_"]
+            is_named = hasattr(target, "__qualname__")
+            yield f"{target.__module__}.{target.__qualname__}" if is_named else str(target)
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from targets(item)
 
 
 @cache

@@ -245,3 +245,20 @@ def test_one_override_reaches_every_use_of_a_value() -> None:
     assert cfg.model.criterion.num_classes == 3
     assert cfg.model.transformer.two_stage is True
     assert cfg.dataloader.evaluator.output_dir == "x/inference"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("dataloader.test.inbreast=null", "set dataloader.evaluator.inbreast=null too"),
+        ("dataloader.test=null", "set dataloader.evaluator=null too"),
+        ("dataloader.train=null", "taken from dataloader.train, which is null: set dataloader.te"),
+    ],
+)
+def test_null_that_another_setting_refers_to_is_one_sentence(override: str, expected: str) -> None:
+    path = "projects/mammography/configs/multi_dataset_r50_two_stage_50ep.py"
+    with pytest.raises(UserError, match=expected) as caught:
+        load_config(path, [override])
+    assert "\n" not in str(caught.value) and "interpolation" not in str(caught.value)
+    both = ["dataloader.test.inbreast=null", "dataloader.evaluator.inbreast=null"]
+    assert load_config(path, both).dataloader.test.inbreast is None

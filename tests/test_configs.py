@@ -159,6 +159,44 @@ def test_tiles_are_stored_with_the_model(tmp_path: Path) -> None:
     assert model.tiles == Tiles(32, 24)
 
 
+def test_queries_of_training_only_are_as_published() -> None:
+    """5 groups of DN-DETR, noise and bound of DINO; 1500 queries, k = 6, lambda = 1 of H-DETR.
+
+    Everything else is the plain two-stage config, but for H-DETR's length and dropout.
+    """
+    plain = load_config(f"{DEFORMABLE}_two_stage_50ep.py")
+    dn, hybrid = (
+        load_config(f"{DEFORMABLE}_two_stage_{name}.py") for name in ("dn_50ep", "hybrid_12ep")
+    )
+    queries = instantiate(dn.model).denoising
+    assert (queries.num_groups, queries.num_groups * 2 * queries.boxes_per_group) == (5, 200)
+    assert (queries.label_noise, queries.box_noise, queries.num_kinds) == (0.5 / 2, 1.0, 2)
+    assert queries.label_embed.weight.shape == (80, 256)
+    queries = instantiate(hybrid.model).hybrid
+    assert (queries.num_queries, queries.copies, queries.weight) == (1500, 6, 1.0)
+    assert hybrid.train.epochs == 12 and hybrid.lr_multiplier.milestones == [11]
+    assert hybrid.model.transformer.dropout == 0.0
+    dn.model.denoising = hybrid.model.hybrid = None
+    hybrid.model.transformer.dropout = plain.model.transformer.dropout
+    assert dn.model == hybrid.model == plain.model
+    assert dn.optimizer == hybrid.optimizer == plain.optimizer
+
+
+@pytest.mark.parametrize("name", ["dn_50ep", "hybrid_12ep"])
+def test_queries_of_training_only_train(name: str, tmp_path: Path) -> None:
+    """Their losses are logged; validation has the plain ones."""
+    overrides = ["train.fast_dev_run=True", "train.eval_loss=True"]
+    cfg = load_config(f"{DEFORMABLE}_two_stage_{name}.py", overrides)
+    make_tiny(cfg, write_coco(tmp_path), tmp_path / "out")
+    results = flatten(run(cfg, "cpu"))
+    lines = (tmp_path / "out" / "fast_dev_run" / "metrics.json").read_text().splitlines()
+    logged = set().union(*(json.loads(line) for line in lines))
+    suffix = name.split("_")[0].replace("hybrid", "one2many")
+    assert {f"loss_giou_{suffix}", f"loss_class_{suffix}_0"} <= logged
+    validated = [key for key in (*results, *logged) if key.startswith("val/")]
+    assert validated and not any(suffix in key for key in validated)
+
+
 def test_mammo_detr_is_as_published() -> None:
     """Numbers of deformable_swin.gin, and of the builder's defaults that it leaves alone."""
     cfg = load_config(MAMMO_DETR, ["model.backbone.pretrained=False"])

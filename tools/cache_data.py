@@ -14,7 +14,8 @@ from detrex_mammo.errors import UserError, run_tool
 def main() -> int:
     parser = argparse.ArgumentParser(
         description="Write the images of dataloader.train and dataloader.test, preprocessed, into "
-        "a folder that mapper.cache_dir then names. A second run makes what is missing.",
+        "a folder that mapper.cache_dir then names. A second run makes what is missing. Exit code "
+        "1: some images could not be read.",
         epilog="Give the same config file and key=value as to tools/train_net.py.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -12,7 +12,9 @@ from detrex_mammo.errors import run_tool
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("a", help="folder of a run, config file or checkpoint")
     parser.add_argument("b", help="another one")
     parser.add_argument(

@@ -78,7 +78,7 @@ def run_checkpoints(arguments: argparse.Namespace) -> None:
     from detrex_mammo.engine.setup import resolve_device
 
     place = arguments.out.with_suffix(".predictions")
-    rest = (place, resolve_device(arguments.device), arguments.workers, print)
+    rest = (place, resolve_device(arguments.device), arguments.workers)
     data = DataSet("test", arguments.annotations, arguments.image_root)
     arguments.predictions = [predictions_of(p, data, *rest) for p in arguments.predictions]
     if arguments.calibration_predictions:

@@ -18,7 +18,11 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=ROOT, help="folder with zoo/ in it")
     commands = parser.add_subparsers(dest="command", required=True)
     adding = commands.add_parser("add", help="write zoo/NAME.json from an evaluated run")
-    adding.add_argument("folder", type=Path, help="output folder of tools/train_net.py")
+    adding.add_argument(
+        "folder",
+        type=Path,
+        help="output folder of tools/train_net.py; RUN/NAME for one of several test sets",
+    )
     adding.add_argument("--name", help="of the row (default: the checkpoint's)")
     adding.add_argument("--url", help="where the checkpoint can be downloaded (https)")
     building = commands.add_parser("build", help=f"write {PAGE} from zoo/*.json")

@@ -33,7 +33,7 @@ def main() -> None:
         if args.partition:
             more["slurm_partition"] = args.partition
     tool = str(Path(__file__).resolve().with_name("train_net.py"))
-    job = submit(tool, arguments, args.logs, args.machines, max(args.gpus, 1), args.cluster, **more)
+    job = submit(tool, arguments, args.logs, args.machines, args.gpus or 1, args.cluster, **more)
     print(f"job {job.job_id}: output in {args.logs}", flush=True)
     if args.cluster != "slurm":
         job.result()

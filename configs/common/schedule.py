@@ -3,6 +3,7 @@
 
 from detectron2.config import LazyCall as L
 
+from detrex_mammo.engine.plateau import PlateauSchedule
 from detrex_mammo.engine.schedule import (
     CosineSchedule,
     LinearSchedule,
@@ -30,4 +31,17 @@ lr_multiplier_linear = L(LinearSchedule)(final_factor=0.0, **_warmup)
 lr_multiplier_polynomial = L(PolynomialSchedule)(power=0.9, final_factor=0.0, **_warmup)
 lr_multiplier_one_cycle = L(OneCycleSchedule)(
     peak_at=0.3, start_factor=0.04, final_factor=4e-6, **_warmup
+)
+# A tenth when a number of the evaluations ("val/loss"; "bbox/AP50" with mode="max") has not become
+# better in more than `patience` of them in a row, as torch's ReduceLROnPlateau counts.
+lr_multiplier_plateau = L(PlateauSchedule)(
+    metric="val/loss",  # needs train.eval_loss=True
+    mode="min",
+    factor=0.1,
+    patience=5,
+    threshold=1e-4,
+    threshold_mode="rel",  # the threshold is a share of the best value; "abs": an amount
+    cooldown=0,
+    min_factor=0.0,
+    **_warmup,
 )

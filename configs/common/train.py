@@ -16,6 +16,9 @@ train = dict(
     # parameters come from the file. weights: "model", or "ema", their average in a checkpoint of
     # this project.
     init=dict(classes=None, objectness=True, boxes=True, min_share=0.9, weights="model"),
+    # Learning rate for this run's batch (all processes, accumulated): rule is "linear" or "sqrt" in
+    # its share of the reference batch that the rate was chosen for; "": as it stands.
+    scale_lr=dict(rule="", reference=16),
     # Parts that are not trained, by the names of modules or parameters, such as ["backbone",
     # "transformer.encoder.layers.*.norm1"]. A name that fits nothing is an error.
     freeze=[],
@@ -35,6 +38,12 @@ train = dict(
     compile=False,
     # Passed to torch's DistributedDataParallel when there are several processes.
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False),
+    # In place of it torch's FSDP2: each process holds a share of weights, gradients and optimizer
+    # state. reshard_after_forward=False keeps a layer's whole weights until its backward pass.
+    fsdp=dict(enabled=False, reshard_after_forward=True),
+    # Images computed at a time, over all processes: a number, "auto" for as many as fit into memory
+    # (config.yaml then holds the number), or None for dataloader.train.total_batch_size.
+    batch_size=None,
     # Batches in one optimizer step, which is that of one batch of all their images (to the last
     # digit where they are padded alike); total_batch_size stays what is computed at a time.
     accumulate=1,

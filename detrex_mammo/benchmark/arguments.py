@@ -16,6 +16,7 @@ MODES = {
     "data": "images per second of the mammography loader, by workers",
     "records": "seconds and memory of reading a COCO JSON, and what a loader worker adds to it",
     "evaluation": "a FROC with intervals on 10 million predictions: seconds and memory",
+    "engine": "memory of accumulation and activation checkpointing, time of a run beside the model",
 }
 
 
@@ -45,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
         if name == "records":
             mode.add_argument("--images", type=int, default=100_000, help="of the JSON")
             mode.add_argument("--boxes", type=int, default=1_000_000, help="of the JSON")
-        if name not in ("data", "evaluation", "records"):
+        if name not in ("data", "engine", "evaluation", "records"):
             mode.add_argument(
                 "--device",
                 choices=("auto", "cpu", "cuda"),

@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 
-from detrex_mammo.benchmark import models, op
+from detrex_mammo.benchmark import engine, models, op
 from detrex_mammo.benchmark.peers import COMPILED, DEFORMOPS, OFFICIAL, REFERENCE, TRANSFORMERS
 from detrex_mammo.benchmark.results import Results, Row
 from detrex_mammo.benchmark.statistics import Spread, times_better
@@ -129,7 +129,26 @@ def _gpu() -> list[Bar]:
     ]
 
 
-BARS = (*_cpu_operator(), *_cpu_models(), *_gpu())
+def _engine() -> list[Bar]:
+    case = engine.accumulation_case(engine.ACCUMULATED_SIZE)
+    cells = [(case, engine.PEAK, engine.batches_name(n)) for n in (engine.ACCUMULATION, 1)]
+    text = f"{case}: {engine.PEAK}, {cells[0][2]}"
+    bars = [Bar("engine", "cpu", text, *cells, 1 / 1.15, as_share=True)]
+    case = engine.checkpointing_case(models.SIZE)
+    for quantity, at_least in ((engine.ACTIVATIONS, 2), (engine.STEP, 1 / 1.35)):
+        ours, theirs = ((case, quantity, name) for name in (engine.JUDGED, engine.NONE))
+        text = f"{case}: {quantity}, {engine.JUDGED}"
+        bars.append(Bar("engine", "cpu", text, ours, theirs, at_least, as_share=True))
+    case = engine.overhead_case(True, engine.TINY_IMAGE)
+    text = f"{case}: an iteration {engine.OUTSIDE}"
+    bars.append(Bar("engine", "cpu", text, (case, engine.ITERATION, engine.OUTSIDE), None, 2e-3))
+    case = engine.overhead_case(False, models.SIZE)
+    cells = [(case, engine.ITERATION, name) for name in (engine.OUTSIDE, engine.WHOLE)]
+    text = f"{case}: an iteration {engine.OUTSIDE}"
+    return [*bars, Bar("engine", "cpu", text, *cells, 1 / 0.03, as_share=True)]
+
+
+BARS = (*_cpu_operator(), *_cpu_models(), *_gpu(), *_engine())
 
 
 def judge(results: Results) -> list[Verdict]:

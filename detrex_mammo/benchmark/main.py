@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from detrex_mammo.benchmark import data, evaluation, models, op, records
+from detrex_mammo.benchmark import data, engine, evaluation, models, op, records
 from detrex_mammo.benchmark.arguments import MODES, parse_arguments
 from detrex_mammo.benchmark.machine import describe_versions
 from detrex_mammo.benchmark.pictures import draw
@@ -26,6 +26,7 @@ RUN: dict[str, Callable[..., None]] = {
     "data": data.run,
     "records": records.run,
     "evaluation": evaluation.run,
+    "engine": engine.run,
 }
 SIZES = ("images", "boxes")  # options that go to the mode
 

@@ -7,7 +7,7 @@ selects detections; in training it also has the loss of its first stage, which t
 B batch, H and W the image, T true boxes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from detrex_mammo.config import get_config, instantiate, instantiate_with
+from detrex_mammo.config import instantiate, instantiate_with, load_config
 from detrex_mammo.layers import box_xyxy_to_cxcywh
 
 CONFIG = "projects/deformable_detr/configs/deformable_detr_r50_two_stage_50ep.py"
@@ -75,24 +75,34 @@ def draw_images(height: int, width: int, batch: int, device: str) -> Images:
     return Images(*(tensor.to(device) for tensor in (pixels, boxes, labels)))
 
 
-def our_subject(device: str) -> Subject:
-    """The shipped configuration, with its own optimizer."""
+def detectron2_inputs(images: Images) -> list[dict[str, Any]]:
+    """A batch as detectron2's models take it."""
+    height, width = images.pixels.shape[-2:]
+    inputs = []
+    for pixels, boxes, labels in zip(images.pixels, images.boxes_xyxy, images.labels):
+        truth = Instances((height, width), gt_boxes=Boxes(boxes), gt_classes=labels)
+        size = {"height": height, "width": width}
+        inputs.append({"image": pixels, **size, "instances": truth})
+    return inputs
+
+
+def our_subject(device: str, overrides: Sequence[str] = ()) -> Subject:
+    """The shipped configuration, with its own optimizer.
+
+    Args:
+        device: "cpu" or "cuda".
+        overrides: ``key=value`` of the configuration.
+    """
     torch.manual_seed(SEED)
-    config = get_config(CONFIG)
+    config = load_config(CONFIG, overrides)
     model = instantiate(config.model).to(device)
     groups = instantiate_with(config.optimizer.params, "optimizer.params", model=model)
     optimizer = instantiate_with(config.optimizer, "optimizer", params=groups)
 
-    def prepare(images: Images) -> Any:
-        height, width = images.pixels.shape[-2:]
-        inputs = []
-        for pixels, boxes, labels in zip(images.pixels, images.boxes_xyxy, images.labels):
-            truth = Instances((height, width), gt_boxes=Boxes(boxes), gt_classes=labels)
-            size = {"height": height, "width": width}
-            inputs.append({"image": pixels, **size, "instances": truth})
-        return inputs
+    def loss(inputs: Any) -> Tensor:
+        return sum(model(inputs).values())
 
-    return Subject(model, optimizer, prepare, model, lambda inputs: sum(model(inputs).values()))
+    return Subject(model, optimizer, detectron2_inputs, model, loss)
 
 
 def our_compiled_subject(device: str) -> Subject:

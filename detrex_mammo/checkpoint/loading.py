@@ -1,6 +1,7 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
 """Load weights into a model only if they fit."""
 
+import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,10 @@ import torch
 from torch import nn
 
 from detrex_mammo.errors import UserError
+
+logger = logging.getLogger(__name__)
+# Queries that inference does not know: a file may have none, others, or those of another setting.
+TRAINING_ONLY = ("denoising.", "hybrid.")
 
 
 @dataclass
@@ -63,7 +68,8 @@ def load_weights(
 ) -> list[str]:
     """Load weights into a model if, and only if, they fit.
 
-    Weights stored in half precision take the model's precision.
+    Weights stored in half precision take the model's precision. Queries of training that do not fit
+    start afresh, which is logged: predictions do not depend on them.
 
     Args:
         model: left untouched if anything does not fit.
@@ -78,8 +84,13 @@ def load_weights(
         UserError: names what is missing, unexpected and mis-shaped.
     """
     mismatch = compare(model, state)
-    kept = [name for name in mismatch.missing if may_miss(name)]
-    mismatch.missing = [name for name in mismatch.missing if not may_miss(name)]
+    found = [*mismatch.missing, *mismatch.unexpected, *mismatch.mis_shaped]
+    if any(name.startswith(TRAINING_ONLY) for name in found):
+        logger.info("queries that only training has are not those of %s: they start afresh", path)
+        state = {name: t for name, t in state.items() if not name.startswith(TRAINING_ONLY)}
+        mismatch = compare(model, state)
+    kept = [n for n in mismatch.missing if may_miss(n) or n.startswith(TRAINING_ONLY)]
+    mismatch.missing = [name for name in mismatch.missing if name not in kept]
     if mismatch:
         total = len(model.state_dict())
         raise UserError(

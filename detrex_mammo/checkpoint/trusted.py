@@ -1,14 +1,15 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
 """Build the model of a config that came with somebody's file, and nothing else of it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from detrex_mammo.config import instantiate
+from detrex_mammo.config import instantiate, without_pretrained
+from detrex_mammo.config_check import targets
 from detrex_mammo.errors import UserError
 
 # Whole names, as any other may run code.
@@ -18,7 +19,9 @@ _MAY_BUILD = {
         "backbone.TimmBackbone",
         "backbone.build_resnet",
         "criterion.SetCriterion",
+        "denoising.Denoising",
         "detector.DeformableDETR",
+        "hybrid_matching.HybridMatching",
         "matcher.HungarianMatcher",
         "test_time_augmentation.TestTimeAugmentation",
         "tiling.Tiles",
@@ -45,19 +48,13 @@ def build_model(cfg: Any, source: str) -> nn.Module:
             node = OmegaConf.to_container(node, resolve=True)
         if not isinstance(node, Mapping) or "_target_" not in node:
             raise UserError(f"the config of {source!r} describes no model")
-        for target in _targets(node):
+        for target in targets(node):
             if target not in _MAY_BUILD:
                 raise UserError(
                     f"the config of {source!r} builds {target!r}, which is not run because a "
                     "stranger's file could run anything: build the model from your own config"
                 )
-        backbone = node.get("backbone")
-        if isinstance(backbone, Mapping) and "pretrained" in backbone:
-            node = {
-                **node,
-                "backbone": {**backbone, "pretrained": False},
-            }  # weights are in the file
-        return instantiate(node)
+        return instantiate(without_pretrained(node))  # weights are in the file
     except UserError:
         raise
     except (
@@ -68,14 +65,3 @@ def build_model(cfg: Any, source: str) -> nn.Module:
         raise UserError(
             f"the config of {source!r} builds no model ({type(error).__name__}: {reason})"
         ) from error
-
-
-def _targets(value: Any) -> Iterator[str]:
-    if isinstance(value, Mapping):
-        if "_target_" in value:
-            yield str(value["_target_"])
-        for item in value.values():
-            yield from _targets(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _targets(item)

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
-from tqdm import tqdm
 
 from detrex_mammo.data.columns import columns_of
 from detrex_mammo.data.order import Order, sample_seed
 from detrex_mammo.errors import UserError
+from detrex_mammo.progress import counted
 
 logger = logging.getLogger(__name__)
 _SHUFFLE = 3  # purpose of random numbers, see order.py
@@ -200,8 +200,8 @@ def nominal_sizes(dataset: Sequence[dict[str, Any]], mapper: Any) -> np.ndarray:
     sizes = columns_of(dataset).sizes.astype(np.float64)
     if not hasattr(mapper, "nominal_size") or not (sizes > 0).all():
         return sizes
-    bar = tqdm(range(len(dataset)), desc="sizes", unit="image", delay=5, disable=None)
-    return np.array([mapper.nominal_size(dataset[i]) for i in bar], np.float64)
+    indices = counted(range(len(dataset)), "sizes")
+    return np.array([mapper.nominal_size(dataset[i]) for i in indices], np.float64)
 
 
 def by_size(sizes: np.ndarray, window: int, unit: int) -> np.ndarray:

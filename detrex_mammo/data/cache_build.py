@@ -21,7 +21,6 @@ import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from detrex_mammo.data.breast import find_breast
 from detrex_mammo.data.cache import (
@@ -42,6 +41,7 @@ from detrex_mammo.data.cache import (
 from detrex_mammo.data.mapper import ground_truth
 from detrex_mammo.data.preprocessing import Preprocessing, laterality_conflict
 from detrex_mammo.errors import UserError
+from detrex_mammo.progress import counted
 
 SHARD_MEGABYTES = 1024
 
@@ -123,8 +123,8 @@ def build_cache(
         _cut_unfinished(folder)
         cache = ImageCache(folder, preprocessing)
         jobs = _jobs(cache, records, verify, report, progress)
-        results = tqdm(
-            _made(jobs, preprocessing, workers), "caching", len(jobs), disable=not progress
+        results = counted(
+            _made(jobs, preprocessing, workers), "caching", len(jobs), is_shown=progress
         )
         with _ShardWriter(folder, int(shard_megabytes * 2**20)) as writer:
             for job, result in zip(jobs, results, strict=True):
@@ -190,7 +190,7 @@ def _jobs(
         by_key.setdefault(key_of(record), []).append(record)
     entries = {entry.key: entry for entry in cache.entries()}
     jobs = []
-    for key, same in tqdm(by_key.items(), "checking", disable=not progress):
+    for key, same in counted(by_key.items(), "looking", is_shown=progress):
         why = _why(cache, entries.get(key), same, verify)
         if why:
             jobs.append(_Job(key, same, why))

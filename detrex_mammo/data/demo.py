@@ -13,7 +13,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from detrex_mammo.data import dataset_folder
 from detrex_mammo.data.breast import find_breast
@@ -37,6 +36,7 @@ from detrex_mammo.data.lesion_simulation import (
 from detrex_mammo.data.lesion_simulation.parameters import describe
 from detrex_mammo.data.synthetic_breast import synthetic_breast
 from detrex_mammo.errors import UserError
+from detrex_mammo.progress import counted
 
 PATIENTS = ("P_00173", "P_00820")
 # Raised whenever the same settings give other pictures.
@@ -299,10 +299,10 @@ def build_demo_dataset(
     files = mammogram_files(mammograms)
     dataset_folder.start(out, overwrite)
     loaded = _map(partial(load_background, pitch_mm=options.pitch_mm), files, workers)
-    backgrounds = list(tqdm(loaded, "reading", len(files), disable=not progress))
+    backgrounds = list(counted(loaded, "reading", len(files), is_shown=progress))
     jobs = plan(options, [background.record["patient_id"] for background in backgrounds])
     made = _map(partial(_run_job, out=out), jobs, workers, (options, backgrounds))
-    results = list(tqdm(made, "simulating lesions", len(jobs), disable=not progress))
+    results = list(counted(made, "simulating lesions", len(jobs), is_shown=progress))
     summary = {}
     for split in ("train", "val"):
         mine = [r for r in results if (r[0].split == "val") == (split == "val")]

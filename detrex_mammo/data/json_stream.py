@@ -12,9 +12,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from detrex_mammo.errors import UserError
+from detrex_mammo.progress import Progress
 
 _CHUNK = 1 << 20
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -45,14 +44,7 @@ def read_entries(
             file = stack.enter_context(open(path, encoding="utf-8-sig"))
             size = os.path.getsize(path)
             bar = stack.enter_context(
-                tqdm(
-                    total=size,
-                    unit="B",
-                    unit_scale=True,
-                    desc=Path(name).name,
-                    disable=not progress,
-                    leave=False,
-                )
+                Progress(f"reading {Path(name).name}", size, "B", is_shown=progress)
             )
             yield from _Reader(file, bar).entries()
     except (FileNotFoundError, NotADirectoryError):

@@ -6,8 +6,10 @@ workers nor an interruption changes a pixel.
 """
 
 import logging
+import os
 import random
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -28,6 +30,7 @@ SKIPPED = "skipped_images"  # key of an item that took the place of others: thei
 # What readers raise at a damaged file; the last two are PIL's.
 UNREADABLE = (UserError, OSError, EOFError, SyntaxError)
 MAX_TRIES = 20
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 OUTLIVE_SECONDS = 60
 
 
@@ -89,7 +92,7 @@ def build_train_loader(
         prefetch_factor=prefetch_factor if num_workers else None,
         # Of its own: the model's random numbers do not depend on how images are loaded.
         generator=torch.Generator().manual_seed(order.seed),
-        worker_init_fn=_outlive_signals,
+        worker_init_fn=outlive_signals,
     )
 
 
@@ -218,17 +221,28 @@ def seeded(seed: int) -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
-def _outlive_signals(worker: int) -> None:
+def outlive_signals(worker: int) -> None:
     """Let a process that loads images live on after a signal to the whole job.
 
-    The process that trains needs it to come to the end of its step and to save.
+    The process that trains needs it to come to the end of its step and to save; a signal from that
+    process itself, which has done with it, ends it at once. Where nobody can tell who sent a
+    signal, it ends a while later.
     """
 
     def end_later(number: int, frame: Any) -> None:
         signal.setitimer(signal.ITIMER_REAL, OUTLIVE_SECONDS)
 
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in SIGNALS:
         signal.signal(number, end_later)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told(parent: int) -> None:
+    while signal.sigwaitinfo(SIGNALS).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def _as_list(batch: list[Any]) -> list[Any]:

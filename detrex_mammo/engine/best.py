@@ -7,12 +7,12 @@ from collections.abc import Mapping
 
 from detectron2.utils import comm
 
-from detrex_mammo.config_check import nearest
 from detrex_mammo.engine.checkpointer import RunCheckpointer
+from detrex_mammo.engine.plateau import MODES
+from detrex_mammo.engine.watching import no_such_metric
 from detrex_mammo.errors import UserError
 
 logger = logging.getLogger(__name__)
-MODES = ("max", "min")
 
 
 class BestCheckpoint:
@@ -35,7 +35,8 @@ class BestCheckpoint:
             raise UserError(f"train.best.mode is {mode!r}, but must be 'max' or 'min'")
         self.checkpointer = checkpointer
         self.metric, self.mode = metric, mode
-        best = (checkpointer.best() if comm.is_main_process() else None) or {}
+        # All processes know it, because all take part in saving.
+        best = comm.all_gather(checkpointer.best() if comm.is_main_process() else None)[0] or {}
         is_same = (best.get("metric"), best.get("mode")) == (metric, mode)
         self.value: float | None = best["value"] if is_same else None
 
@@ -43,14 +44,14 @@ class BestCheckpoint:
         """Save if this is the best; every process takes part, the main one has the numbers.
 
         Raises:
-            UserError: there is no such number. The run can be resumed from this step.
+            UserError: there is no such number.
         """
         value = numbers.get(self.metric)
-        problem = None if value is not None else self._unknown(numbers)
+        problem = None
+        if value is None:
+            problem = str(no_such_metric("train.best.metric", self.metric, numbers))
         problem, value = comm.all_gather((problem, value))[0]
         if problem is not None:
-            if self.checkpointer.last_saved != iteration:
-                self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
             raise UserError(problem)
         if math.isnan(value):
             logger.warning("%s does not exist in this evaluation (NaN): no best", self.metric)
@@ -65,11 +66,3 @@ class BestCheckpoint:
         if self.value is None:
             return True
         return value > self.value if self.mode == "max" else value < self.value
-
-    def _unknown(self, numbers: Mapping[str, float]) -> str:
-        near = nearest(self.metric, numbers)
-        hint = f"the nearest is {near!r}" if near else f"there are {', '.join(numbers)}"
-        return (
-            f"train.best.metric is {self.metric!r}, which no evaluation gives ({hint}): correct it "
-            "and go on with --resume"
-        )

@@ -2,7 +2,7 @@
 """A checkpoint over a data set that no config names: with the preprocessing that is in the file."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,17 @@ from omegaconf.errors import OmegaConfBaseException
 from detrex_mammo.checkpoint.load_model import load_model
 from detrex_mammo.checkpoint.reading import read_source, require_source
 from detrex_mammo.config import instantiate, load_config, load_config_text
+from detrex_mammo.config_check import targets
 from detrex_mammo.data.datasets import load_coco_json
 from detrex_mammo.engine.evaluation import by_name
-from detrex_mammo.engine.loaders import dataset_errors
+from detrex_mammo.engine.loaders import dataset_errors, errors_of_workers
 from detrex_mammo.errors import UserError
 from detrex_mammo.evaluation.predictions import (
     instances_to_records,
     read_annotations,
     with_dataset_categories,
 )
+from detrex_mammo.progress import counted
 
 logger = logging.getLogger(__name__)
 # What the config in a stranger's file may build between an image and the model.
@@ -70,7 +72,7 @@ class CheckpointRun:
         json_file: str | Path,
         image_root: str | Path,
         workers: int = 0,
-        tell: Callable[[int, int], None] = lambda done, number: None,
+        title: str = "predicting",
     ) -> list[dict[str, Any]]:
         """Detect in every image of an annotation file.
 
@@ -78,7 +80,7 @@ class CheckpointRun:
             json_file: COCO JSON with the model's classes, in any order.
             image_root: folder that ``file_name`` is relative to.
             workers: processes that read images; 0 reads in this one.
-            tell: called with the number of images done and of all, after each.
+            title: of the progress that is shown.
 
         Returns:
             list[dict]: COCO results in original pixels, with the file's category ids.
@@ -93,11 +95,10 @@ class CheckpointRun:
             dataset_ids = sorted(ids, key=ids.__getitem__)
             loader = build_detection_test_loader(dataset, mapper=self._mapper, num_workers=workers)
             records: list[dict[str, Any]] = []
-            with torch.inference_mode(), _sentence_of_a_worker():
-                for done, inputs in enumerate(loader, 1):
+            with torch.inference_mode(), errors_of_workers():
+                for inputs in counted(loader, title):
                     for sample, output in zip(inputs, self.model(inputs), strict=True):
                         records += instances_to_records(output["instances"], sample)
-                    tell(done, len(loader))
         return with_dataset_categories(records, dataset_ids)
 
     def _check_classes(self, json_file: str | Path) -> None:
@@ -124,7 +125,7 @@ def _mapper(content: Mapping[str, Any], path: str, config_file: str | None) -> A
         )
     source = f"the config of {path}"
     node = _test_mapper(load_config_text(content["config"], source), source)
-    for target in _targets(node):
+    for target in targets(node):
         if target not in _MAY_BUILD:
             raise UserError(
                 f"{source} reads images with {target!r}, which is not run because a stranger's "
@@ -149,18 +150,6 @@ def _test_mapper(cfg: DictConfig, source: str) -> dict[str, Any]:
     return {**plain, **({"cache_dir": ""} if "cache_dir" in plain else {})}
 
 
-def _targets(value: Any) -> Iterator[str]:
-    if isinstance(value, Mapping):
-        if "_target_" in value:
-            target = value["_target_"]
-            is_name = isinstance(target, str)
-            yield target if is_name else f"{target.__module__}.{target.__qualname__}"
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        for item in value:
-            yield from _targets(item)
-
-
 @contextmanager
 def _registered(json_file: str | Path, image_root: str | Path, names: list[str] | None):
     """Records and metadata of an annotation file, in the catalogs for as long as it is used."""
@@ -174,12 +163,3 @@ def _registered(json_file: str | Path, image_root: str | Path, names: list[str] 
             DatasetCatalog.remove(name)
         if name in MetadataCatalog.list():
             MetadataCatalog.remove(name)
-
-
-@contextmanager
-def _sentence_of_a_worker() -> Iterator[None]:
-    """Torch makes a traceback of an error in a process that reads images; its last line is ours."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(str(error).strip().splitlines()[-1].split("UserError: ")[-1]) from error

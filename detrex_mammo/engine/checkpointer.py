@@ -16,6 +16,7 @@ from torch import nn
 from detrex_mammo.checkpoint.loading import load_weights
 from detrex_mammo.checkpoint.reading import read_checkpoint, weights_of
 from detrex_mammo.engine.integrity import CheckedFolder, replace_text
+from detrex_mammo.engine.sharding import gathered, like
 from detrex_mammo.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -72,13 +73,18 @@ class RunCheckpointer(DetectionCheckpointer):
 
     def _write(self, name: str, more: dict[str, Any]) -> bool:
         """Write weights and ``more``; the earlier file stays whole whatever happens."""
+        weights = self.weights()
         if not self.save_dir or not self.save_to_disk:
             return False
-        content = {"model": self.model.state_dict(), **self.describe(), **more}
+        content = {"model": weights, **self.describe(), **more}
         with self._disk_errors(name):
             self.files.write(f"{name}.pth", lambda file: torch.save(content, file))
         logger.info("saved %s", Path(self.save_dir) / f"{name}.pth")
         return True
+
+    def weights(self) -> dict[str, Any]:
+        """All weights, in the main process; every process takes part."""
+        return gathered(self.model.state_dict())
 
     @contextmanager
     def _disk_errors(self, name: str) -> Iterator[None]:
@@ -183,7 +189,9 @@ class RunCheckpointer(DetectionCheckpointer):
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Load all that :meth:`newest` read: weights and the state of every checkpointable."""
         path = self.source
-        load_weights(self.model, weights_of(checkpoint, path), path)
+        own, stored = self.model.state_dict(), weights_of(checkpoint, path)
+        shares = {name: like(value, own.get(name)) for name, value in stored.items()}
+        load_weights(self.model, shares, path)
         for key, item in self.checkpointables.items():
             try:
                 item.load_state_dict(checkpoint[key])

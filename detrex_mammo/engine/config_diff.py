@@ -35,6 +35,10 @@ def read_text(source: str) -> str:
         if not isinstance(text, str):
             raise UserError(f"checkpoint {source!r} holds no config: give the config file itself")
         return text
+    if path.suffix in ("", ".pth") and not path.exists():
+        raise UserError(
+            f"{source!r} does not exist: give the folder of a run, a config file or a checkpoint"
+        )
     given = str(path) if path.is_file() else source  # else one that travels with the package
     return config_to_text(get_config(given))
 

@@ -7,6 +7,9 @@ import logging
 import torch
 from detectron2.utils.events import EventWriter, get_event_storage
 
+from detrex_mammo.engine.record import peak_memory
+from detrex_mammo.engine.summary import format_bytes
+
 logger = logging.getLogger(__name__)
 _MAIN_LOSSES = ("total_loss", "loss_class", "loss_bbox", "loss_giou", "grad_norm")
 
@@ -49,6 +52,6 @@ class ConsoleWriter(EventWriter):
             seconds = known["time"].median(self.window_size)
             waiting = known["data_time"].median(self.window_size) if "data_time" in known else 0.0
             parts.append(f"{seconds:.3g} s/step ({waiting:.2g} waiting for data)")
-        if torch.cuda.is_available():
-            parts.append(f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+        peak = peak_memory("cuda" if torch.cuda.is_initialized() else "cpu")
+        parts.append(f"{format_bytes(peak['bytes'])} peak")
         logger.info("  ".join(parts))

@@ -5,9 +5,8 @@ import logging
 import math
 from collections.abc import Sequence
 
-from detrex_mammo.config_check import nearest
-from detrex_mammo.engine.best import MODES
 from detrex_mammo.engine.history import EvaluationHistory
+from detrex_mammo.engine.plateau import MODES
 from detrex_mammo.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -42,18 +41,10 @@ class EarlyStopping:
         """Whether training ends after the newest evaluation.
 
         Raises:
-            UserError: the newest evaluation has no such number.
+            UserError: no evaluation has such a number.
         """
-        numbers = history.lines[-1]["numbers"] if history.lines else {}
-        values = history.values(self.metric)
-        if numbers and all(map(math.isnan, values)):
-            near = nearest(self.metric, numbers)
-            hint = f"the nearest is {near!r}" if near else f"there are {', '.join(numbers)}"
-            raise UserError(
-                f"train.early_stopping.metric is {self.metric!r}, which no evaluation gives "
-                f"({hint}): correct it and go on with --resume"
-            )
-        waited = since_best(values, self.mode)
+        history.check("train.early_stopping.metric", self.metric)
+        waited = since_best(history.values(self.metric), self.mode)
         if waited >= self.patience:
             logger.info("%s has not become better in %d evaluations", self.metric, waited)
         return waited >= self.patience

@@ -11,6 +11,7 @@ from detectron2.engine import HookBase
 from torch import Tensor, nn
 
 from detrex_mammo.engine.evaluation import Evaluation
+from detrex_mammo.engine.sharding import gathered, like, local
 from detrex_mammo.errors import UserError
 
 PREFIX = "ema"  # of its numbers
@@ -49,7 +50,8 @@ class Ema(HookBase):
             decay *= 1 - math.exp(-self.updates / self.warmup)
         weights = self._weights()
         names = [name for name, value in weights.items() if value.is_floating_point()]
-        averages, values = [self.average[n] for n in names], [weights[n] for n in names]
+        averages = [local(self.average[name]) for name in names]
+        values = [local(weights[name]) for name in names]
         torch._foreach_lerp_(averages, values, 1 - decay)
         for name in weights.keys() - set(names):
             self.average[name].copy_(weights[name])
@@ -66,13 +68,13 @@ class Ema(HookBase):
             self._put(kept)
 
     def state_dict(self) -> dict[str, Any]:
-        """The average, as ``model``, and the number of steps in it."""
-        return {"model": dict(self.average), "updates": self.updates}
+        """The average, as ``model``, and the number of steps in it; every process takes part."""
+        return {"model": gathered(self.average), "updates": self.updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state."""
         for name, value in self.average.items():
-            value.copy_(state["model"][name])
+            value.copy_(like(state["model"][name], value))
         self.updates = int(state["updates"])
 
     def _weights(self) -> dict[str, Tensor]:

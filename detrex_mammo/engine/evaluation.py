@@ -10,12 +10,14 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from torch import nn
 
-from detrex_mammo.engine import rng
+from detrex_mammo.engine import interruption, rng
+from detrex_mammo.engine.evaluation_loop import WatchedLoader, run_evaluator
+from detrex_mammo.engine.integrity import replace_text
 from detrex_mammo.engine.loaders import (
     build_evaluator,
     build_test_loader,
@@ -24,6 +26,7 @@ from detrex_mammo.engine.loaders import (
 )
 from detrex_mammo.engine.record import RunRecord, SpeedMeter, now
 from detrex_mammo.engine.report import check_report, write_report
+from detrex_mammo.engine.sharding import whole
 from detrex_mammo.engine.validation import validation_losses, with_targets
 from detrex_mammo.errors import UserError
 
@@ -95,10 +98,17 @@ class Evaluation:
         self.results: dict[str, Any] = {}
 
     def __call__(self) -> dict[str, Any]:
-        """Evaluate and print; the numbers are in the main process, an empty dict elsewhere."""
+        """Evaluate and print; the numbers are in the main process, an empty dict elsewhere.
+
+        Raises:
+            Interrupted: the run was asked to leave, and the evaluation is to be made again.
+        """
         results: dict[str, Any] = {}
         speed: dict[str, Any] = {}
-        with rng.undisturbed():
+        # Several processes leave together, where they meet.
+        alone = interruption.current().leaving_at_once(lambda: comm.get_world_size() == 1)
+        interruption.leave_if_asked()
+        with alone, rng.undisturbed(), whole(self.model):
             for part in self.parts:
                 inner = results.setdefault(part.name, {}) if part.name else results
                 place = speed.setdefault(part.name, {}) if part.name else speed
@@ -112,13 +122,20 @@ class Evaluation:
         return self.results
 
     def _evaluate(self, part: "_Part", speed: dict[str, Any]) -> dict[str, Any]:
+        of = f" of {part.name}" if part.name else ""
         with SpeedMeter(self.model, len(part.loader)) as meter:
-            results = inference_on_dataset(self.model, part.loader, part.evaluator) or {}
+            results = run_evaluator(
+                self.model, part.loader, part.evaluator, f"evaluation{of}", part.folders
+            )
         speed.update(meter.result())
-        if self.reports and comm.is_main_process():
-            write_report(part.evaluator_node, part.test_node, self.model_name)
+        if self.reports:
+            with interruption.main_process_works():
+                if comm.is_main_process():
+                    write_report(part.evaluator_node, part.test_node, self.model_name)
         if part.loss_loader is not None:
-            results = {**results, "val": validation_losses(self.model, part.loss_loader)}
+            loader = WatchedLoader(part.loss_loader, f"validation loss{of}")
+            results = {**results, "val": validation_losses(self.model, loader)}
+            interruption.leave_if_asked()  # the loop may have ended early
         return dict(results)
 
     def numbers(self) -> dict[str, float]:
@@ -136,6 +153,14 @@ class _Part:
     test_node: DictConfig
     evaluator_node: Any
     loss_loader: Any = None
+
+    @property
+    def folders(self) -> list[Path]:
+        """That the evaluators write to."""
+        node = self.evaluator_node
+        nodes = node if isinstance(node, ListConfig) else [node]
+        found = [node.get("output_dir") for node in nodes if isinstance(node, DictConfig)]
+        return [Path(folder) for folder in found if folder]
 
 
 def _build_part(
@@ -192,4 +217,4 @@ def write_metrics(results: Mapping[str, Any], path: Path, **extra: Any) -> None:
     A number that does not exist (a class without any object) is null, as JSON has no NaN.
     """
     flat = {k: v if math.isfinite(v) else None for k, v in flatten(results).items()}
-    path.write_text(json.dumps({**extra, **flat}) + "\n", encoding="utf-8")
+    replace_text(path, json.dumps({**extra, **flat}) + "\n")

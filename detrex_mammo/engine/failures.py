@@ -32,7 +32,7 @@ def told_in_a_sentence() -> Iterator[None]:
             "from the last checkpoint, which is whole"
         ) from error
     except RuntimeError as error:
-        found = _DEAD_WORKER.search(str(error))
+        found = _DEAD_WORKER.search(f"{error} {error.__cause__}")  # which may know the signal
         if found is None:
             raise
         how = f"was killed ({found[3].strip()})" if found[3] else "has died"

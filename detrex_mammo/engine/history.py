@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from detrex_mammo.engine.integrity import replace_text
+from detrex_mammo.engine.watching import no_such_metric
 
 NAME = "evaluations.json"
 
@@ -31,8 +32,8 @@ class EvaluationHistory:
         """Add an evaluation, or replace that of the same step."""
         kept = [line for line in self.lines if line["iteration"] != iteration]
         # JSON cannot hold what is not finite.
-        finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
-        self.lines = [*kept, {"iteration": iteration, "numbers": finite}]
+        known = {k: value if math.isfinite(value) else None for k, value in numbers.items()}
+        self.lines = [*kept, {"iteration": iteration, "numbers": known}]
         replace_text(self.path, "".join(json.dumps(line) + "\n" for line in self.lines))
 
     def has(self, iteration: int) -> bool:
@@ -41,7 +42,18 @@ class EvaluationHistory:
 
     def values(self, metric: str) -> list[float]:
         """One number of all evaluations in order; NaN where it does not exist."""
-        return [line["numbers"].get(metric, math.nan) for line in self.lines]
+        found = [line["numbers"].get(metric) for line in self.lines]
+        return [math.nan if value is None else value for value in found]
+
+    def check(self, key: str, metric: str) -> None:
+        """Refuse the metric of a setting if there are evaluations and none gives it.
+
+        Raises:
+            UserError: with the nearest that there is.
+        """
+        known = dict.fromkeys(name for line in self.lines for name in line["numbers"])
+        if known and metric not in known:
+            raise no_such_metric(key, metric, known)
 
 
 def _read(path: Path) -> list[dict]:
@@ -54,6 +66,8 @@ def _read(path: Path) -> list[dict]:
 
 def repair_metrics(path: Path, steps: int, newest: Mapping[str, float] | None = None) -> None:
     """Make a metrics.json that of a run which was stopped after some steps.
+
+    Numbers of evaluations that a kill kept from it are those of evaluations.json beside it.
 
     Args:
         path: of the file.
@@ -70,9 +84,22 @@ def repair_metrics(path: Path, steps: int, newest: Mapping[str, float] | None = 
                 kept[line] = content
         except (ValueError, AttributeError, TypeError):
             continue
-    lines = list(kept)
-    ends = [content for content in kept.values() if content.get("iteration") == steps - 1]
-    if newest and not any(newest.keys() & content.keys() for content in ends):
-        lines.append(json.dumps({"iteration": steps - 1, **newest}, sort_keys=True))
-    if text or lines:
-        replace_text(path, "".join(f"{line}\n" for line in lines))
+    evaluations = {line["iteration"]: line["numbers"] for line in _read(path.with_name(NAME))}
+    if steps - 1 not in evaluations:  # it is made again
+        contents = [_without_evaluation(content, steps - 1) for content in kept.values()]
+        kept = {json.dumps(content, sort_keys=True): content for content in contents}
+    owed = [(steps - 1, newest or {}), *evaluations.items()]
+    for step, found in owed:
+        numbers = {name: value for name, value in found.items() if value is not None}
+        at_step = (content for content in kept.values() if content.get("iteration") == step)
+        if step < steps and numbers and not any(numbers.keys() & other.keys() for other in at_step):
+            content = {"iteration": step, **numbers}
+            kept[json.dumps(content, sort_keys=True)] = content
+    if text or kept:
+        replace_text(path, "".join(f"{line}\n" for line in kept))
+
+
+def _without_evaluation(content: dict, step: int) -> dict:
+    if content.get("iteration") != step:
+        return content
+    return {name: value for name, value in content.items() if "/" not in name}

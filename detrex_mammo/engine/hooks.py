@@ -18,6 +18,7 @@ from detrex_mammo.engine.early_stopping import EarlyStopping
 from detrex_mammo.engine.ema import PREFIX, BothEvaluations, Ema
 from detrex_mammo.engine.evaluation import Evaluation, flatten
 from detrex_mammo.engine.history import EvaluationHistory, repair_metrics
+from detrex_mammo.engine.plateau import PlateauSchedule
 from detrex_mammo.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -26,12 +27,14 @@ logger = logging.getLogger(__name__)
 class LearningRate(HookBase):
     """Set every group's learning rate before each step.
 
-    The rate is a function of the step number alone, so there is nothing to save or restore.
+    The rate is a function of the step and of the evaluations before it, which the run's folder
+    holds, so there is nothing to save or restore.
 
     Args:
         optimizer (torch.optim.Optimizer): with the base rates in its groups; build this hook
             before a checkpoint is loaded into the optimizer.
-        schedule: (iteration, iters_per_epoch, max_iter) -> multiplier.
+        schedule: (iteration, iters_per_epoch, max_iter) -> multiplier; that of a plateau also
+            follows the evaluations, see :class:`Evaluations`.
         iters_per_epoch (int): steps per epoch.
     """
 
@@ -97,6 +100,7 @@ class Evaluations(hooks.EvalHook):
         best (BestCheckpoint, optional): is told of every evaluation, once it is recorded.
         ema (Ema, optional): is evaluated too; its weights are kept if ``best`` is about it.
         stopping (EarlyStopping, optional): may end the run after an evaluation.
+        plateau (PlateauSchedule, optional): is told the multiplier of the steps to come.
     """
 
     def __init__(
@@ -108,10 +112,11 @@ class Evaluations(hooks.EvalHook):
         best: BestCheckpoint | None = None,
         ema: Ema | None = None,
         stopping: EarlyStopping | None = None,
+        plateau: PlateauSchedule | None = None,
     ):
         super().__init__(period, self._numbers)
         self.evaluation, self.history, self.checkpointer = evaluation, history, checkpointer
-        self.best, self.ema, self.stopping = best, ema, stopping
+        self.best, self.ema, self.stopping, self.plateau = best, ema, stopping, plateau
         self.evaluate = evaluation if ema is None else BothEvaluations(evaluation, ema)
 
     def again(self, iteration: int, metrics: Path) -> dict[str, Any]:
@@ -131,18 +136,38 @@ class Evaluations(hooks.EvalHook):
             repair_metrics(metrics, iteration + 1, numbers)
         return self.evaluation.results
 
-    def is_over(self) -> bool:
-        """Whether early stopping has ended the run; every process takes part."""
-        problem, is_over = None, False
-        if self.stopping is not None and comm.is_main_process():
+    def judge(self) -> bool:
+        """Draw the conclusions from the evaluations so far; every process takes part.
+
+        Returns:
+            bool: whether early stopping has ended the run.
+
+        Raises:
+            UserError: a metric that no evaluation gives.
+        """
+        problem = None
+        is_over, multiplier = False, 1.0
+        if comm.is_main_process():
             try:
-                is_over = self.stopping.is_over(self.history)
+                is_over = self.stopping is not None and self.stopping.is_over(self.history)
+                multiplier = 1.0 if self.plateau is None else self._multiplier(self.plateau)
             except UserError as error:
                 problem = str(error)
-        problem, is_over = comm.all_gather((problem, is_over))[0]
+        problem, is_over, multiplier = comm.all_gather((problem, is_over, multiplier))[0]
         if problem is not None:
             raise UserError(problem)
+        if self.plateau is not None:
+            self.plateau.now = multiplier
         return is_over
+
+    def _multiplier(self, plateau: PlateauSchedule) -> float:
+        self.history.check("lr_multiplier.metric", plateau.metric)
+        values = self.history.values(plateau.metric)
+        multiplier = plateau.after(values)
+        if multiplier != plateau.now:
+            text = "learning rate x %g from now on, by %s of the %d evaluations so far"
+            logger.info(text, multiplier, plateau.metric, len(values))
+        return multiplier
 
     def before_train(self) -> None:
         """Make the evaluation that is missing after the last step of an earlier start."""
@@ -154,10 +179,14 @@ class Evaluations(hooks.EvalHook):
             self._do_eval()
             self.trainer.iter = self.trainer.storage.iter = start
 
+    def after_step(self) -> None:
+        """Evaluate if it is time; also after the last step, as its numbers are written with it."""
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter or (self._period > 0 and done % self._period == 0):
+            self._do_eval()
+
     def after_train(self) -> None:
-        """Evaluate if training came to its end; not if its last step failed."""
-        if self.trainer.iter >= self.trainer.max_iter and not self.trainer.is_stopped:
-            super().after_train()
+        """Everything has been evaluated."""
 
     def _numbers(self) -> dict[str, float]:
         """Evaluate; the finite numbers alone, which is what detectron2's event storage takes."""
@@ -167,8 +196,15 @@ class Evaluations(hooks.EvalHook):
     def _do_eval(self) -> None:
         super()._do_eval()
         last = min(self.trainer.iter, self.trainer.max_iter - 1)
-        self._settle(last)
-        if last < self.trainer.max_iter - 1 and self.is_over():
+        try:
+            self._settle(last)
+            is_over = last < self.trainer.max_iter - 1 and self.judge()
+        except UserError:
+            # The run goes on from here when the setting is corrected.
+            if self.checkpointer.last_saved != last:
+                self.checkpointer.save(f"model_{last:07d}", iteration=last)
+            raise
+        if is_over:
             self.checkpointer.save("model_final", iteration=last)
             self.trainer.is_stopped = True
 

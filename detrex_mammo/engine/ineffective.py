@@ -33,6 +33,11 @@ def _is_never_evaluated(cfg: DictConfig) -> bool:
 
 _RULES = (
     _Rule(
+        "dataloader.train.total_batch_size",
+        lambda cfg: cfg.train.get("batch_size") is not None,
+        "train.batch_size is {cfg.train.batch_size}, which wins: set train.batch_size=null",
+    ),
+    _Rule(
         "train.epochs",
         lambda cfg: cfg.train.max_iter is not None,
         "train.max_iter is {cfg.train.max_iter}, which wins: set train.max_iter=null",
@@ -81,6 +86,11 @@ _RULES = (
         "train.early_stopping.mode",
         lambda cfg: not cfg.train.early_stopping.metric,
         "train.early_stopping.metric is not set: set it to a number of the evaluation",
+    ),
+    _Rule(
+        "train.scale_lr.reference",
+        lambda cfg: not cfg.train.scale_lr.rule,
+        "train.scale_lr.rule is not set: set it to linear or sqrt",
     ),
     _Rule(
         "train.init",

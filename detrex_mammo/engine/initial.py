@@ -24,6 +24,7 @@ from detrex_mammo.checkpoint.conversion import (
 from detrex_mammo.checkpoint.formats import imagenet, own
 from detrex_mammo.checkpoint.loading import load_weights
 from detrex_mammo.checkpoint.reading import Source, read_source
+from detrex_mammo.config import instantiate, without_pretrained
 from detrex_mammo.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,16 @@ class Initial:
     told: Mapping[str, Any] | None = None
     architecture: Architecture | None = None
     by_image: bool | None = None
+
+
+def build_model(cfg: DictConfig, is_filled: bool) -> nn.Module:
+    """Build a run's model.
+
+    Args:
+        cfg: the run's config.
+        is_filled: every weight of the backbone will come from a checkpoint, so none is fetched.
+    """
+    return instantiate(without_pretrained(cfg.model) if is_filled else cfg.model)
 
 
 def load_initial(
@@ -133,6 +144,10 @@ def _choose_weights(source: Source, name: str) -> None:
                 "set it to 'model', or train with train.ema.enabled=True"
             )
         source.state = dict(average["model"])
+    if average is not None:
+        text = "%s holds weights and their average: train.init.weights=%s takes %s"
+        taken = "the average" if name == "ema" else "the weights"
+        logger.info(text, source.path, name, taken)
 
 
 def _assume(source: Source, name: str, cfg: DictConfig) -> dict[str, Any]:

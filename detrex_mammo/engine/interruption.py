@@ -2,21 +2,35 @@
 """SIGTERM and SIGUSR1 (Slurm, before a job's time is up): save after the step, and leave.
 
 The exit code is 128 + the signal's number: 143 after SIGTERM, 138 after SIGUSR1. ``--resume`` goes
-on from that very step.
+on from that very step. Where there is nothing to save, and in an evaluation, which the resumed run
+makes again, a run does not wait for the end of what it does.
+
+Processes that work together leave together: each looks in its loops whether any has been asked to
+(:meth:`Signals.is_asked`), and all meet where the loop ends (:func:`leave_if_asked`).
 """
 
 import logging
+import os
 import signal
 import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
+from torch import distributed as dist
 
+from detrex_mammo.engine import rng
 from detrex_mammo.engine.checkpointer import RunCheckpointer
+from detrex_mammo.errors import UserError
 
 logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+LOOK_SECONDS = 1.0  # between two looks whether another process has been asked to leave
+_KEY = "detrex_mammo/leaving"  # in the store that the processes share
+_entered: list["Signals"] = []
 
 
 class Interrupted(SystemExit):
@@ -34,17 +48,26 @@ class Interrupted(SystemExit):
 class Signals:
     """Remembers a signal instead of ending the process, inside ``with``.
 
-    Only the main thread can; elsewhere nothing is changed.
+    Only the main thread can; elsewhere nothing is changed. A process that is forked inside, to load
+    images, does nothing about it.
+
+    Args:
+        at_once: leave where the signal finds the process.
 
     Attributes:
         received: number of the signal; 0 for none so far.
+        has_left: something was left unfinished for it, once.
     """
 
-    def __init__(self) -> None:
-        self.received = 0
+    def __init__(self, at_once: bool = False) -> None:
+        self.received, self.has_left = 0, False
+        self._may_leave: Callable[[], bool] = lambda: at_once
         self._before: dict[int, Any] = {}
+        self._process = os.getpid()
+        self._looked = 0.0
 
     def __enter__(self) -> "Signals":
+        _entered.append(self)
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._remember) for number in SIGNALS}
         return self
@@ -53,15 +76,97 @@ class Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+        _entered.remove(self)
 
     def _remember(self, number: int, frame: Any) -> None:
+        if os.getpid() != self._process:
+            return
         self.received = max(self.received, int(number))
+        if not self.has_left and self._may_leave():
+            self.has_left = True  # a second signal must not disturb the leaving
+            raise Interrupted(self.received)
+
+    @contextmanager
+    def leaving_at_once(self, may_leave: Callable[[], bool]) -> Iterator[None]:
+        """Inside, a signal ends the work where it stands if the function says so when it comes."""
+        before, self._may_leave = self._may_leave, may_leave
+        try:
+            yield
+        finally:
+            self._may_leave = before
+
+    def is_asked(self) -> bool:
+        """Whether this process or another has got a signal; for loops, costs next to nothing."""
+        if comm.get_world_size() == 1:
+            return self.received > 0
+        if self.received:
+            _store().set(_KEY, str(self.received))
+            return True
+        now = time.monotonic()
+        if now - self._looked < LOOK_SECONDS:
+            return False
+        self._looked = now
+        return _store().check([_KEY])
+
+
+def current() -> Signals:
+    """The innermost :class:`Signals` that is in force; one that hears nothing if there is none."""
+    return _entered[-1] if _entered else Signals()
+
+
+def leave_if_asked() -> None:
+    """Leave if any process was asked to; every process comes here.
+
+    Raises:
+        Interrupted: in all of them.
+    """
+    signals = current()
+    number = max(comm.all_gather(signals.received))
+    if number:
+        signals.has_left = True
+        raise Interrupted(number)
+
+
+@contextmanager
+def main_process_works() -> Iterator[None]:
+    """For work that the main process ends alone, such as scoring, while the others wait for it.
+
+    Every process comes in and out. A signal to the main process ends the work once the others
+    wait at the end, that is: when nobody waits for a message out of the work itself.
+
+    Raises:
+        Interrupted: at the end and in all processes, if any was asked to leave.
+    """
+    world, rank = comm.get_world_size(), comm.get_rank()
+    _Meeting.count += 1
+    place = f"{_KEY}/{_Meeting.count}"
+    others = [f"{place}/{other}" for other in range(1, world)]
+    may_leave = (lambda: not others or _store().check(others)) if rank == 0 else (lambda: False)
+    try:
+        with current().leaving_at_once(may_leave):
+            yield
+    except Interrupted:
+        pass  # all hear of it below
+    if rank > 0:
+        _store().set(f"{place}/{rank}", "1")
+    leave_if_asked()
+
+
+class _Meeting:
+    """Tells meetings apart; all processes have been to equally many."""
+
+    count = 0
+
+
+def _store() -> dist.Store:
+    return dist.distributed_c10d._get_default_store()
 
 
 class SaveAndLeave(HookBase):
     """Ends the run once any process has got a signal; register it right after the checkpoints.
 
-    All processes learn of it together, with the losses of a step.
+    All processes learn of it together, with the losses of a step. A run of one process that an
+    error ends (an image that cannot be read, say) is saved as well, as it was before that step.
 
     Args:
         checkpointer: of the run.
@@ -79,9 +184,41 @@ class SaveAndLeave(HookBase):
         if not self.trainer.is_interrupted:
             return
         number = max(comm.all_gather(self.trainer.signals.received))
+        self._save()
+        comm.synchronize()  # nobody leaves before the file is there
+        name = signal.Signals(number).name
+        logger.warning("%s: saved after step %d, leaving", name, self.trainer.iter)
+        raise Interrupted(number)
+
+    def after_train(self) -> None:
+        """Save the step whose evaluation was left, unless it is one of an earlier start."""
+        trainer = self.trainer
+        if trainer.before is not None:
+            self._save_step_before()
+        if not trainer.signals.has_left:
+            return
+        logger.warning("the evaluation is left, --resume makes it again")
+        if trainer.start_iter <= trainer.iter < trainer.max_iter:
+            self._save()
+            comm.synchronize()  # nobody leaves before the file is there
+
+    def _save_step_before(self) -> None:
+        """What the last whole step left, after a step that has failed before it changed anything.
+
+        Several processes cannot do it: they do not fail together.
+        """
+        trainer = self.trainer
+        if comm.get_world_size() > 1 or trainer.iter <= trainer.start_iter:
+            return
+        rng.set_torch_states(trainer.before, trainer.device)
+        trainer.iter -= 1
+        try:
+            self._save()
+        except UserError as error:  # the disk's, which must not hide the reason
+            logger.warning("%s", error)
+        trainer.iter += 1
+
+    def _save(self) -> None:
         step = self.trainer.iter
         if self.checkpointer.last_saved != step:
             self.checkpointer.save(f"model_{step:07d}", iteration=step)
-        comm.synchronize()  # nobody leaves before the file is there
-        logger.warning("%s: saved after step %d, leaving", signal.Signals(number).name, step)
-        raise Interrupted(number)

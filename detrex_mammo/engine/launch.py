@@ -5,10 +5,10 @@ detectron2 0.6 starts several processes on GPUs only; this works with 0.6 and ma
 """
 
 import os
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing import parent_process, util
 from typing import Any
 
 import torch
@@ -16,7 +16,23 @@ from detectron2.utils import comm
 from torch import distributed as dist
 from torch import multiprocessing as mp
 
-from detrex_mammo.engine.supervision import forwarded_signals, raise_end, wait_for
+from detrex_mammo.engine.rendezvous import (
+    claim,
+    enter,
+    join_seconds,
+    meet,
+    open_store,
+    parse_address,
+    wait_for_store,
+)
+from detrex_mammo.engine.supervision import (
+    LOST,
+    LOST_SENTENCE,
+    forwarded_signals,
+    is_lost_connection,
+    raise_end,
+    wait_for,
+)
 from detrex_mammo.errors import UserError
 
 # How long a process waits for another that says nothing, on a machine that was lost, say. The
@@ -59,7 +75,9 @@ class World:
                 f"--machine-rank is {self.machine_rank}, but with --num-machines "
                 f"{self.num_machines} it must be 0 to {self.num_machines - 1}"
             )
-        if self.num_machines > 1 and self.dist_url == "auto":
+        if self.dist_url != "auto":
+            parse_address(self.dist_url)
+        elif self.num_machines > 1:
             raise UserError(
                 "--dist-url auto works on one machine only: "
                 "give tcp://HOST:PORT of the machine with rank 0"
@@ -98,12 +116,19 @@ def launch(job: Callable[[], Any], world: World) -> None:
             torch.cuda.set_device(0)
         job()
         return
-    url = f"tcp://127.0.0.1:{_free_port()}" if world.dist_url == "auto" else world.dist_url
+    is_auto = world.dist_url == "auto"
+    host, port = ("127.0.0.1", 0) if is_auto else parse_address(world.dist_url)
+    store = None  # it lives as long as this process
+    if world.machine_rank == 0:
+        store = open_store(host, port)
+        port = store.port
+    else:
+        wait_for_store(host, port)
     errors = mp.get_context("spawn").SimpleQueue()
     with forwarded_signals() as processes:
         context = mp.start_processes(
             _worker,
-            args=(job, world, url, errors),
+            args=(job, world, (host, port), errors),
             nprocs=world.num_processes,
             join=False,
             start_method="spawn",
@@ -112,7 +137,7 @@ def launch(job: Callable[[], Any], world: World) -> None:
         end = wait_for(context.processes)
     if end.exit_code == 0:
         return
-    if not errors.empty():
+    if end.exit_code == 2 and not errors.empty():
         raise UserError(errors.get())
     raise_end(end, context.error_files)
 
@@ -121,23 +146,41 @@ def _worker(
     local_rank: int,
     job: Callable[[], Any],
     world: World,
-    url: str,
+    address: tuple[str, int],
     errors: Any,
 ) -> None:
     if world.device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // world.num_processes))
     rank = world.machine_rank * world.num_processes + local_rank
+    # From here on torch ends this process with its parent; one that has gone keeps no store.
+    parent = parent_process()
+    if parent is not None and not parent.is_alive():
+        _leave(LOST)
     try:
-        join(rank, local_rank, world.size, world.num_processes, world.device, url)
+        store = enter(*address)
+        claim(store, rank)
+        join(rank, local_rank, world.size, world.num_processes, world.device, store)
         job()
     except UserError as error:
         errors.put(str(error))
-        # Not sys.exit: the other processes may never reach the barrier that a clean exit waits for.
-        os._exit(2)
+        _leave(2)
+    except RuntimeError as error:
+        if not is_lost_connection(error):
+            raise
+        _leave(LOST)
     except KeyboardInterrupt:
-        os._exit(130)  # the parent has seen it too, and says so
+        _leave(130)  # the parent has seen it too, and says so
     comm.synchronize()
     dist.destroy_process_group()
+
+
+def _leave(code: int) -> None:
+    """End this process at once: others may never reach the barrier that a clean exit waits for.
+
+    What it has made for its loaders must go, or Python tells of leaked semaphores.
+    """
+    util._run_finalizers(0)
+    os._exit(code)
 
 
 def _run_under_torchrun(job: Callable[[], Any], world: World) -> None:
@@ -147,35 +190,58 @@ def _run_under_torchrun(job: Callable[[], Any], world: World) -> None:
             "leave out --num-gpus and --num-machines"
         )
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-    join(
-        int(os.environ["RANK"]),
-        int(os.environ["LOCAL_RANK"]),
-        int(os.environ["WORLD_SIZE"]),
-        local_size,
-        world.device,
-        "env://",
-    )
-    job()
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    join(rank, int(os.environ["LOCAL_RANK"]), size, local_size, world.device, "env://")
+    try:
+        job()
+    except RuntimeError as error:
+        if not is_lost_connection(error):
+            raise
+        raise UserError(f"process {rank} of {size} {LOST_SENTENCE}") from error
     comm.synchronize()
     dist.destroy_process_group()
 
 
 def join(
-    rank: int, local_rank: int, world_size: int, local_size: int, device: str, url: str
+    rank: int,
+    local_rank: int,
+    world_size: int,
+    local_size: int,
+    device: str,
+    place: str | dist.Store,
 ) -> None:
-    """Enter the process group, and tell detectron2 which processes share this machine."""
+    """Enter the process group, and tell detectron2 which processes share this machine.
+
+    Args:
+        rank: of this process.
+        local_rank: on this machine.
+        world_size: processes over all machines.
+        local_size: processes on each machine.
+        device: "cuda" or "cpu".
+        place: where all meet: a store, or torch's URL of one.
+
+    Raises:
+        UserError: they do not come together.
+    """
     if device == "cuda":
         torch.cuda.set_device(local_rank)
     try:
+        if isinstance(place, str):
+            wait = timedelta(seconds=join_seconds())
+            place = next(dist.rendezvous(place, rank, world_size, timeout=wait))[0]
+        meet(place, rank, world_size, local_size)
+        place.set_timeout(TIMEOUT)
         dist.init_process_group(
             backend="nccl" if device == "cuda" else "gloo",
-            init_method=url,
+            store=place,
             world_size=world_size,
             rank=rank,
             timeout=TIMEOUT,
         )
+    except UserError:
+        raise
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"process {rank} cannot join the others at {url}: {error}") from error
+        raise UserError(f"process {rank} cannot join the others: {error}") from error
     if hasattr(comm, "create_local_process_group"):
         comm.create_local_process_group(local_size)
         return
@@ -183,9 +249,3 @@ def join(
         group = dist.new_group(list(range(machine * local_size, (machine + 1) * local_size)))
         if machine == rank // local_size:
             comm._LOCAL_PROCESS_GROUP = group
-
-
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

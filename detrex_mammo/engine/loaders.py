@@ -18,6 +18,7 @@ from omegaconf import DictConfig, ListConfig
 from detrex_mammo.config import instantiate, instantiate_with
 from detrex_mammo.config_check import call_arguments, nearest, resolve_target
 from detrex_mammo.data.batching import Batches
+from detrex_mammo.data.loader import outlive_signals
 from detrex_mammo.engine.sampler import SeededSampler
 from detrex_mammo.errors import UserError
 
@@ -112,6 +113,8 @@ def build_test_loader(node: DictConfig, first_batches: int | None = None) -> Any
         _check_names(node, "dataloader.test")
         _check_workers(node, "dataloader.test")
         loader = instantiate(node)
+    if getattr(loader, "worker_init_fn", outlive_signals) is None:
+        loader.worker_init_fn = outlive_signals
     return loader if first_batches is None else FirstBatches(loader, first_batches)
 
 
@@ -136,6 +139,19 @@ def dataset_errors(key: str) -> Iterator[None]:
             "put the dataset there, set the folder (for detectron2's own datasets the variable "
             f"DETECTRON2_DATASETS), or change the dataset's name under {key}"
         ) from error
+
+
+@contextmanager
+def errors_of_workers() -> Iterator[None]:
+    """Give back the sentence that torch wraps into a traceback of a process that reads images."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        if not message.startswith("Caught UserError in DataLoader"):
+            raise
+        last = message.strip().splitlines()[-1]
+        raise UserError(last.removeprefix("detrex_mammo.errors.UserError: ")) from error
 
 
 def class_table(names: list[str]) -> dict[str, list]:

@@ -2,8 +2,7 @@
 """Train or evaluate one config: what tools/train_net.py calls."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,7 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 
 from detrex_mammo.checkpoint.reading import local_path, require_source
-from detrex_mammo.config import config_to_text, instantiate, load_config, resolved
+from detrex_mammo.config import config_to_text, load_config, resolved
 from detrex_mammo.engine import setup
 from detrex_mammo.engine.arguments import parse_arguments
 from detrex_mammo.engine.dry_run import dry_run
@@ -27,9 +26,10 @@ from detrex_mammo.engine.evaluation import (
 from detrex_mammo.engine.failures import told_in_a_sentence
 from detrex_mammo.engine.folder import check_free, numbered
 from detrex_mammo.engine.ineffective import ineffective
-from detrex_mammo.engine.initial import load_initial
+from detrex_mammo.engine.initial import build_model, load_initial
+from detrex_mammo.engine.interruption import Signals
 from detrex_mammo.engine.launch import World, launch
-from detrex_mammo.engine.loaders import annotation_files, class_table
+from detrex_mammo.engine.loaders import annotation_files, class_table, errors_of_workers
 from detrex_mammo.engine.record import RunRecord, describe_checkpoint
 from detrex_mammo.engine.status import reported
 from detrex_mammo.engine.summary import summarise
@@ -82,25 +82,13 @@ class Job:
         return Job, settings
 
     def __call__(self) -> None:
-        device = setup.resolve_device(self.cfg.train.device)
-        if self.dry_run:
-            with errors_of_loaders():
-                dry_run(self.cfg, device)
-            return
-        run(self.cfg, device, self.eval_only, self.resume, self.overrides)
-
-
-@contextmanager
-def errors_of_loaders() -> Iterator[None]:
-    """Give back the sentence that torch wraps into a traceback of a data-loading process."""
-    try:
-        yield
-    except UserError as error:
-        message = str(error)
-        if not message.startswith("Caught UserError in DataLoader"):
-            raise
-        last = message.strip().splitlines()[-1]
-        raise UserError(last.removeprefix("detrex_mammo.errors.UserError: ")) from error
+        with Signals(at_once=True):  # there is nothing to save before training begins
+            device = setup.resolve_device(self.cfg.train.device)
+            if self.dry_run:
+                with errors_of_workers():
+                    dry_run(self.cfg, device)
+            else:
+                run(self.cfg, device, self.eval_only, self.resume, self.overrides)
 
 
 def run(
@@ -134,7 +122,7 @@ def run(
         for sentence in ineffective(cfg, overrides):
             logger.warning(sentence)
         setup.seed_all(cfg.train.seed + comm.get_rank())
-        with errors_of_loaders():
+        with errors_of_workers():
             if eval_only:
                 results = evaluate_only(cfg, device, folder)
             else:
@@ -169,11 +157,11 @@ def prepare_folder(cfg: DictConfig, eval_only: bool, resume: bool) -> Path:
 def evaluate_only(cfg: DictConfig, device: str, folder: Path) -> dict[str, Any]:
     """Evaluate ``train.init_checkpoint``; metrics.json and predictions go into ``folder``."""
     record = RunRecord(folder, device, "evaluation")
-    model = instantiate(cfg.model).to(device)
+    path = cfg.train.init_checkpoint
+    model = build_model(cfg, is_filled=bool(path)).to(device)
     first = FAST_DEV_RUN_BATCHES if cfg.train.fast_dev_run else None
     evaluation = Evaluation(cfg, model, first, record)
     names = evaluated_datasets(cfg.dataloader)
-    path = cfg.train.init_checkpoint
     if path:
         load_initial(model, cfg, class_table(names)["names"], evaluate=True)
     else:

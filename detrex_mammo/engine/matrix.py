@@ -143,7 +143,7 @@ def run_matrix(
         out: folder of the results.
         settings: of the evaluation.
         workers: processes that read images.
-        tell: takes a line of progress.
+        tell: takes a line when a pair is done.
 
     Raises:
         UserError: two of a kind have one name, or a name is no name of a folder.
@@ -157,7 +157,7 @@ def run_matrix(
             number = matrix.pairs.index((model.name, dataset.name)) + 1
             head = f"[{number}/{len(matrix.pairs)}] {model.name} x {dataset.name}"
             try:
-                figures, what = pair.result(workers, lambda text, head=head: tell(head + text))
+                figures, what = pair.result(workers, head)
                 matrix.figures[model.name, dataset.name] = figures
                 tell(f"{head}: {what}")
             except UserError as error:
@@ -192,15 +192,13 @@ class Pair:
     folder: Path
     settings: AssessSettings | None = None
 
-    def result(
-        self, workers: int, tell: Callable[[str], None]
-    ) -> tuple[dict[str, dict[str, Any]], str]:
+    def result(self, workers: int, title: str) -> tuple[dict[str, dict[str, Any]], str]:
         """Figures, and what had to be done for them in a word.
 
         Raises:
             UserError: of any kind; what was done before is kept.
         """
-        predictions, was_there = self.predictions(workers, tell)
+        predictions, was_there = self.predictions(workers, title)
         key = {
             "predictions_sha256": file_sha256(predictions),
             "annotations_sha256": self.dataset.sha256,
@@ -217,7 +215,7 @@ class Pair:
         figures = _read(self.folder / RESULTS)["figures"]
         return figures, "scored again, predicted before" if was_there else "predicted and scored"
 
-    def predictions(self, workers: int, tell: Callable[[str], None]) -> tuple[Path, bool]:
+    def predictions(self, workers: int, title: str) -> tuple[Path, bool]:
         """The file of predictions, and whether it was there.
 
         Raises:
@@ -242,7 +240,7 @@ class Pair:
                 "needs: name it (NAME=ANNOTATIONS.json:IMAGE_ROOT, or --image-root)"
             )
         records = self.model.run.predict(
-            self.dataset.json_file, self.dataset.image_root, workers, _every_tenth(tell)
+            self.dataset.json_file, self.dataset.image_root, workers, title
         )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -263,7 +261,6 @@ def predictions_of(
     folder: Path,
     device: str,
     workers: int,
-    tell: Callable[[str], None],
 ) -> Path:
     """A file of predictions as it is; those of a checkpoint, made in ``folder`` if need be.
 
@@ -275,17 +272,7 @@ def predictions_of(
     model = Model(Path(path).stem, path, device)
     place = folder / f"{model.name}-{hashlib.sha256(repr(model.sha256).encode()).hexdigest()[:8]}"
     pair = Pair(model, dataset, place / dataset.name)
-    return pair.predictions(workers, lambda text: tell(path + text))[0]
-
-
-def _every_tenth(tell: Callable[[str], None]) -> Callable[[int, int], None]:
-    """Tells the first image, each tenth of all, and the last."""
-
-    def step(done: int, number: int) -> None:
-        if done == 1 or done * 10 // number != (done - 1) * 10 // number:
-            tell(f": {done} of {number} images")
-
-    return step
+    return pair.predictions(workers, path)[0]
 
 
 def _read(path: Path) -> dict[str, Any]:

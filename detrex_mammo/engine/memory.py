@@ -22,10 +22,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from detrex_mammo.config import instantiate
+from detrex_mammo.config import instantiate, without_pretrained
+from detrex_mammo.engine.accumulation import summed_losses
 from detrex_mammo.engine.freezing import freeze
-from detrex_mammo.engine.training import amp_dtype, build_optimizer
+from detrex_mammo.engine.optimizer import build_optimizer
+from detrex_mammo.engine.precision import amp_dtype
 from detrex_mammo.errors import UserError
+from detrex_mammo.modeling.denoising import Denoising
 from detrex_mammo.modeling.matcher import HungarianMatcher
 
 # Of the prediction, measured on CPU in processes whose C library gives back what is freed
@@ -41,16 +44,19 @@ class PredictedPeak:
         weights: parameters and buffers.
         optimizer: its state.
         peak: most of all tensors at a time, these included, in one step after the first.
+        besides: of ``peak``, what lies beside the step all the time: the average of the weights,
+            and the copy of the gradients that processes exchange.
     """
 
     weights: int
     optimizer: int
     peak: int
+    besides: int = 0
 
     @property
     def activations(self) -> int:
         """What the step adds: activations, gradients and what is computed with."""
-        return self.peak - self.weights - self.optimizer
+        return self.peak - self.weights - self.optimizer - self.besides
 
 
 class StorageCounter(TorchDispatchMode):
@@ -93,34 +99,39 @@ class StorageCounter(TorchDispatchMode):
         self.highest = max(self.highest, self.held)
 
 
-def predict_peak(cfg: DictConfig, size: tuple[int, int], batch: int) -> PredictedPeak:
-    """Predict the peak of one training step of a run.
+def predict_peak(
+    cfg: DictConfig, size: tuple[int, int], batch: int, num_processes: int = 1
+) -> PredictedPeak:
+    """Predict the peak of one training step of a run, in each of its processes.
 
     Args:
-        cfg: of the run: its ``model``, ``optimizer``, ``train.freeze`` and ``train.amp``
-            are used.
+        cfg: of the run: its ``model``, ``optimizer``, ``train.freeze``, ``train.amp``,
+            ``train.accumulate`` and ``train.ema`` are used.
         size: (height, width) of every image.
         batch: images at a time in one process.
+        num_processes: of the run; each holds everything, but for a share of the images.
 
     Raises:
         UserError: the model cannot be run without numbers.
     """
     dtype = amp_dtype(cfg.train.amp)
     with torch.device("meta"):  # a model may copy parts of itself, which fake tensors cannot
-        model = instantiate(cfg.model).train()
+        model = instantiate(without_pretrained(cfg.model)).train()
     freeze(model, cfg.train.freeze)
+    _make_room(model)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
         optimizer = build_optimizer(cfg.optimizer, model)
-        images = [_image(size) for _ in range(batch)]
+        images = [blank_image(size) for _ in range(batch)]
+        rounds = min(cfg.train.accumulate, 2)  # the gradients of the first wait for all others
         weights = sum(_bytes(t) for t in (*model.parameters(), *model.buffers()))
         try:
-            with _nothing_matched(model), StorageCounter() as counter:
+            with _nothing_matched(model), summed_losses(model), StorageCounter() as counter:
                 for tensor in (*model.parameters(), *model.buffers()):
                     counter.count(tensor)
-                _step(model, optimizer, images, dtype)  # makes the optimizer's state
+                step(model, optimizer, images, dtype)  # makes the optimizer's state
                 counter.highest = counter.held
-                _step(model, optimizer, images, dtype)
+                step(model, optimizer, images, dtype, rounds)
         except (RuntimeError, NotImplementedError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
@@ -128,26 +139,51 @@ def predict_peak(cfg: DictConfig, size: tuple[int, int], batch: int) -> Predicte
                 "measure it with tools/train_net.py --dry-run"
             ) from error
         state = sum(_bytes(value) for value in _tensors_of(optimizer))
-    return PredictedPeak(weights, state, counter.highest)
+    besides = bytes_besides(cfg, model, num_processes)
+    return PredictedPeak(weights, state, counter.highest + besides, besides)
 
 
-def _step(
+def bytes_besides(cfg: DictConfig, model: nn.Module, num_processes: int) -> int:
+    """Bytes that lie beside the training step: see :class:`PredictedPeak`."""
+    total = 0
+    if cfg.train.ema.enabled:
+        total += sum(_bytes(value) for value in model.state_dict().values())
+    if num_processes > 1:
+        total += sum(_bytes(p) for p in model.parameters() if p.requires_grad)
+    return total
+
+
+def step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     images: Sequence[dict[str, Any]],
     dtype: torch.dtype | None,
+    accumulate: int = 1,
+    device: str = "cpu",
 ) -> None:
-    """As in the trainer, without what needs no memory."""
+    """As in the trainer, without what needs no memory.
+
+    Args:
+        model: bare.
+        optimizer: over its parameters.
+        images: as the model takes them.
+        dtype: of autocast; None for none.
+        accumulate: how often the images are gone through.
+        device: "cuda" or "cpu".
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
-        total = sum(model(images).values())
-    optimizer.zero_grad(set_to_none=True)
-    total.backward()
+    for number in range(accumulate):
+        with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+            total = sum(model(images).values())
+        if number == 0:
+            optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        del total
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
 
 
-def _image(size: tuple[int, int]) -> dict[str, Any]:
+def blank_image(size: tuple[int, int]) -> dict[str, Any]:
     """An image without boxes: their share of the memory is that of a few rows of numbers."""
     truth = Instances(size)
     truth.gt_boxes, truth.gt_classes = Boxes(torch.zeros(0, 4)), torch.zeros(0, dtype=torch.int64)
@@ -170,6 +206,13 @@ def _nothing_matched(model: nn.Module) -> Iterator[None]:
     finally:
         for matcher in matchers:
             del matcher.forward
+
+
+def _make_room(model: nn.Module) -> None:
+    """As many denoising queries as there can be, for images without boxes too."""
+    for module in model.modules():
+        if isinstance(module, Denoising):
+            module.room = module.boxes_per_group
 
 
 def _tensors_of(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:

@@ -53,19 +53,21 @@ class NanDump:
             str: the folder, "" if nothing could be written.
         """
         place = self.folder / f"nan_step_{step}"
+        weights = self.checkpointer.weights()  # all processes take part
         try:
             place.mkdir(parents=True, exist_ok=True)
             batches = [{"items": pack(list(one.items)), "rng": one.rng} for one in kept]
             torch.save({"batches": batches}, place / batch_name(comm.get_rank()))
             if comm.is_main_process():
-                self._write_state(place, step, bad)
+                self._write_state(place, step, bad, weights)
         except (OSError, RuntimeError) as error:
             logger.warning("the batch of step %d is not kept: %s", step, error)
             return ""
         return str(place)
 
-    def _write_state(self, place: Path, step: int, bad: Mapping[str, float]) -> None:
-        weights = self.checkpointer.model.state_dict()
+    def _write_state(
+        self, place: Path, step: int, bad: Mapping[str, float], weights: Mapping[str, Any]
+    ) -> None:
         torch.save({"model": weights, **self.checkpointer.describe()}, place / STATE)
         (place / CONFIG).write_text(self.config_text, encoding="utf-8")
         facts = {

@@ -7,13 +7,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from torch import nn
 
+from detrex_mammo.config import instantiate_with
 from detrex_mammo.errors import UserError
 
 logger = logging.getLogger(__name__)
 _RULE_KEYS = ("pattern", "lr_multiplier", "weight_decay")
 _IMPLEMENTATION = ("fused", "foreach")
+_KIND = "kind"  # of optimizer, in its state
+
+
+def build_optimizer(node: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """Build ``optimizer`` over a model; its ``params`` node gets the model."""
+    groups = instantiate_with(node.params, "optimizer.params", model=model)
+    try:
+        return instantiate_with(node, "optimizer", params=groups)
+    except UserError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise UserError(f"the optimizer refuses its settings in the config: {error}") from error
 
 
 def param_groups(
@@ -38,6 +52,8 @@ def param_groups(
     Raises:
         UserError: a rule that is not of that form, or a model with nothing to train.
     """
+    if isinstance(rules, str) or not isinstance(rules, Sequence):
+        raise UserError(f"optimizer.params.rules is {rules!r}, but must be a list of rules")
     rules = [_checked(rule) for rule in rules]
     used = [False] * len(rules)
     groups: dict[tuple[float, float], dict[str, Any]] = {}
@@ -65,13 +81,21 @@ def param_groups(
     return [{"name": "|".join(group.pop("names")), **group} for group in groups.values()]
 
 
-def _checked(rule: Mapping[str, Any]) -> dict[str, Any]:
-    rule = dict(rule)
-    unknown = [key for key in rule if key not in _RULE_KEYS]
-    if unknown or "pattern" not in rule:
+def _checked(rule: Any) -> dict[str, Any]:
+    is_rule = isinstance(rule, Mapping) and "pattern" in rule and not set(rule) - set(_RULE_KEYS)
+    if not is_rule:
         raise UserError(
             f"optimizer.params.rules has {rule}: a rule is {{pattern, lr_multiplier, weight_decay}}"
         )
+    rule = dict(rule)
+    for name, value in rule.items():
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        is_unset = name == "weight_decay" and value is None
+        if name != "pattern" and not is_unset and not (is_number and value >= 0):
+            raise UserError(
+                f"optimizer.params.rules: {name} of {rule['pattern']!r} is {value!r}, but must be "
+                "a number, 0 or more"
+            )
     try:
         re.compile(rule["pattern"])
     except (re.error, TypeError) as error:
@@ -86,12 +110,30 @@ def keep_implementation(optimizer: torch.optim.Optimizer) -> None:
 
     A state carries the ``fused`` of the run that wrote it, which would win over this run's own; and
     its tensors may lie in memory otherwise than the parameters, which fused steps do not look at.
+    That of another optimizer is refused.
     """
+    optimizer.register_state_dict_post_hook(_name_kind)
     optimizer.register_load_state_dict_pre_hook(_keep_options)
     optimizer.register_load_state_dict_post_hook(_lay_out_as_parameters)
 
 
+def _name_kind(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    return {**state, _KIND: type(optimizer).__name__}
+
+
+def check_kind(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Raise UserError for a state of another optimizer; an older one does not say whose it is."""
+    own = type(optimizer).__name__
+    kind = state.get(_KIND, own)
+    if kind != own:
+        raise UserError(
+            f"the checkpoint was written with the optimizer {kind}, but the config's is {own}: "
+            "resume with that one, or start a new run from it with train.init_checkpoint"
+        )
+
+
 def _keep_options(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    check_kind(optimizer, state)
     groups = [dict(group) for group in state["param_groups"]]
     for group, own in zip(groups, optimizer.param_groups):
         group.update({key: own[key] for key in _IMPLEMENTATION if key in own})

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from detrex_mammo.checkpoint.loading import load_weights
 from detrex_mammo.checkpoint.reading import read_checkpoint, weights_of
-from detrex_mammo.config import instantiate, load_config
+from detrex_mammo.config import instantiate, load_config, without_pretrained
 from detrex_mammo.engine.nan_dump import CONFIG, FACTS, STATE, batch_name, unpack
 from detrex_mammo.errors import UserError
 
@@ -76,7 +76,7 @@ class Replay:
                 f"{str(folder)!r} is not a folder nan_step_N of a run that stopped ({error})"
             ) from error
         self.amp = getattr(torch, self.facts["amp"]) if self.facts["amp"] else None
-        self.model = instantiate(load_config(str(self.folder / CONFIG)).model)
+        self.model = instantiate(without_pretrained(load_config(str(self.folder / CONFIG)).model))
         path = self.folder / STATE
         load_weights(self.model, weights_of(read_checkpoint(path), path), str(path))
         self.model.to(device).train()

@@ -45,6 +45,13 @@ def torch_states(device: torch.device) -> dict[str, torch.Tensor]:
     return states
 
 
+def set_torch_states(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Go on from states of :func:`torch_states`."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
 def gather_states() -> list[dict[str, Any]]:
     """The states of all processes, in the main process; an empty list elsewhere."""
     return comm.gather(get_state())

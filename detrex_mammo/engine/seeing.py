@@ -1,6 +1,7 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
 """What shows a run to those who watch it, beside console, metrics.json and TensorBoard."""
 
+import logging
 from pathlib import Path
 
 from detectron2.engine import HookBase, hooks
@@ -8,9 +9,12 @@ from omegaconf import DictConfig
 
 from detrex_mammo.engine.evaluation import Evaluation
 from detrex_mammo.engine.pictures import PredictionPictures
+from detrex_mammo.engine.sharding import is_sharded
 from detrex_mammo.engine.status import StatusHook
 from detrex_mammo.engine.writers import optional_writers
 from detrex_mammo.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def seeing_hooks(
@@ -34,7 +38,10 @@ def seeing_hooks(
             "0 for none"
         )
     found: list[HookBase] = []
-    if evaluation is not None and count:
+    if evaluation is not None and count and is_sharded(evaluation.model):
+        # The main process draws alone, and the others would have to bring it their shares.
+        logger.warning("train.tensorboard_images=%d has no effect with train.fsdp", count)
+    elif evaluation is not None and count:
         found.append(PredictionPictures(evaluation, count))
     found.append(StatusHook(folder, iters_per_epoch, period, evaluation))
     writers = optional_writers(cfg, folder)

@@ -22,6 +22,8 @@ from detrex_mammo.errors import UserError
 
 ASKED_TO_LEAVE = (138, 143)  # and has saved
 WAIT_SECONDS = 0.2
+# When a start's time is up, the job is queued again, so often; submitit's own 3 end a long run.
+MOST_STARTS = 1000
 PORT = 29500  # the first one; each job takes one of its own
 
 
@@ -156,9 +158,15 @@ def submit(
     if flags or args.dry_run or args.print_config:
         wrong = ", ".join(sorted(flags)) or "--dry-run and --print-config"
         raise UserError(f"{wrong}: give --machines and --gpus of tools/slurm.py instead")
+    if machines < 1 or processes < 1:
+        raise UserError(
+            f"--machines is {machines} and the processes of each {processes}: both are at least 1"
+        )
     submitit = load_submitit()
     try:
-        executor = submitit.AutoExecutor(folder=str(folder), cluster=cluster)
+        executor = submitit.AutoExecutor(
+            folder=str(folder), cluster=cluster, slurm_max_num_timeout=MOST_STARTS
+        )
     except RuntimeError as error:
         raise UserError(f"no job can be submitted from this machine: {error}") from error
     executor.update_parameters(name=Path(tool).stem, nodes=machines, tasks_per_node=1, **slurm)

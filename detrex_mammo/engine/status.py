@@ -50,7 +50,8 @@ class StatusFile:
         """Append one line, in one piece."""
         try:
             line = json.dumps({"time": now(), "status": status, **_plain(facts)}, allow_nan=False)
-            status_watch.append(str(self.path), line)
+            put = status_watch.append_end if status in ENDS else status_watch.append
+            put(str(self.path), line)
             self.is_broken = False
         except (OSError, ValueError, TypeError) as error:
             if not self.is_broken:

@@ -4,6 +4,7 @@
 Run with nothing but Python's standard library: it must be small, and start before the run does.
 """
 
+import errno
 import json
 import os
 import sys
@@ -17,15 +18,47 @@ def append(path: str, line: str) -> None:
     """Append one line in one piece, on a line of its own even if the one before was cut short.
 
     Raises:
-        OSError: the disk is full, or the folder is gone.
+        OSError: the disk is full, and the file as it was, or the folder is gone.
     """
     file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         size = os.fstat(file).st_size
         is_cut = size > 0 and os.pread(file, 1, size - 1) != b"\n"
-        os.write(file, ("\n" if is_cut else "").encode() + line.encode() + b"\n")
+        text = b"\n" * is_cut + line.encode() + b"\n"
+        if os.write(file, text) < len(text):  # a full disk takes a part
+            os.ftruncate(file, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     finally:
         os.close(file)
+
+
+def append_end(path: str, line: str) -> None:
+    """Append the last line of a run; on a full disk it takes the place of lines that are there.
+
+    Raises:
+        OSError: as for :func:`append`, and there is nothing whose place it could take.
+    """
+    try:
+        append(path, line)
+    except OSError:
+        file = os.open(path, os.O_RDWR)
+        try:
+            _replace_running(file, line.encode() + b"\n")
+        finally:
+            os.close(file)
+
+
+def _replace_running(file: int, text: bytes) -> None:
+    """Write over the newest RUNNING lines, whose place on the disk is taken already."""
+    content = os.pread(file, os.fstat(file).st_size, 0)
+    lines, room = content.splitlines(keepends=True), 0
+    while room < len(text):
+        if not lines or b'"status": "RUNNING"' not in lines[-1]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        room += len(lines.pop())
+    start = len(content) - room
+    os.pwrite(file, text, start)
+    os.ftruncate(file, start + len(text))
 
 
 def watch(path: str, pid: int, stdin: int = 0) -> None:
@@ -44,7 +77,7 @@ def watch(path: str, pid: int, stdin: int = 0) -> None:
         return
     time = datetime.now(timezone.utc).isoformat(timespec="seconds")
     content = {"time": time, "status": "INTERRUPTED", "exit_code": None, "message": MESSAGE}
-    append(path, json.dumps(content))
+    append_end(path, json.dumps(content))
 
 
 def _is_open(path: str, pid: int) -> bool:

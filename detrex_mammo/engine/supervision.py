@@ -13,12 +13,20 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+from torch import distributed as dist
+
 from detrex_mammo.engine.interruption import SIGNALS
 from detrex_mammo.errors import UserError
 
 # Seconds that the others have to leave by themselves when one has failed; a broken connection
 # makes them. Then they are killed.
 LEAVE_SECONDS = 15
+LOST = 3  # exit code of a process that has lost another; behind those that tell why that one left
+LOST_SENTENCE = (
+    "has lost the connection to another one, so it has left: see the output of the other machines "
+    "for the reason, and go on with --resume from the last checkpoint"
+)
+_LOST_WORDS = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting")
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,12 @@ def _first_error(processes: Sequence[Any]) -> End:
     return End(0, 0, len(processes))
 
 
+def is_lost_connection(error: RuntimeError) -> bool:
+    """Whether an exchange between processes failed because another is gone, or silent."""
+    text = str(error)
+    return isinstance(error, dist.DistError) or any(words in text for words in _LOST_WORDS)
+
+
 def raise_end(end: End, error_files: Sequence[str]) -> None:
     """Raise what ended the processes.
 
@@ -100,16 +114,20 @@ def raise_end(end: End, error_files: Sequence[str]) -> None:
         error_files: where each process has put its traceback, if it had time to.
 
     Raises:
-        UserError: one was killed.
+        UserError: one was killed, or has lost one of another machine.
         RuntimeError: one had an error, here with its traceback.
-        SystemExit: one left with an exit code of its own.
+        SystemExit: one left with an exit code of its own, or was asked to at its start.
     """
+    if -end.exit_code in SIGNALS:  # asked to leave before it could listen; nothing had begun
+        raise SystemExit(128 - end.exit_code)
     if end.exit_code < 0:
         name = signal.Signals(-end.exit_code).name
         raise UserError(
             f"process {end.index} of {end.count} was killed ({name}), most often because memory "
             "was full, and the others have been ended: go on with --resume from the last checkpoint"
         )
+    if end.exit_code == LOST:
+        raise UserError(f"process {end.index} of {end.count} {LOST_SENTENCE}")
     path = Path(error_files[end.index])
     if path.is_file() and path.stat().st_size:
         raise RuntimeError(

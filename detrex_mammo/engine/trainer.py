@@ -23,9 +23,9 @@ from detrex_mammo.engine.accumulation import Kept, LargeBatch, summed_losses
 from detrex_mammo.engine.interruption import Signals
 from detrex_mammo.engine.nonfinite import NanPolicy
 from detrex_mammo.engine.optimizer import keep_implementation
+from detrex_mammo.engine.sharding import clip_gradients, is_sharded, local, states_are_whole
 
 _SIGNAL = "signal"  # among the numbers of a step
-AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -58,6 +58,8 @@ class Trainer(SimpleTrainer):
         signals: those that ask this process to leave.
         is_interrupted: some process has got one; known to all in the same step.
         is_stopped: set by a hook to end training after its step.
+        before: states of torch's generators at the beginning of a step, as long as it has changed
+            nothing else; None outside of that.
     """
 
     def __init__(
@@ -86,12 +88,14 @@ class Trainer(SimpleTrainer):
         self.copied = torch.cuda.Event() if self.device.type == "cuda" else None
         self.unread: _Metrics | None = None
         keep_implementation(optimizer)
+        states_are_whole(optimizer)
         self.grad_scaler = None
         if amp_dtype is torch.float16:
             self.grad_scaler = torch.amp.GradScaler(self.device.type)
         self.nan = NanPolicy(nan_policy, nan_limit, self.grad_scaler)
         self.signals = Signals()
         self.is_interrupted = self.is_stopped = False
+        self.before: dict[str, torch.Tensor] | None = None
 
     def train(self, start_iter: int, max_iter: int) -> None:
         """Run steps ``start_iter`` to ``max_iter - 1``.
@@ -116,12 +120,15 @@ class Trainer(SimpleTrainer):
                         break
                 self.iter += 1  # tells after_train that training came to its end
             finally:
-                self.after_train()
-                # Ends the loader's workers now; the garbage collector would wait for each.
-                self._data_loader_iter = None
+                try:
+                    self.after_train()
+                finally:
+                    # Ends the loader's workers now; the garbage collector would wait for each.
+                    self._data_loader_iter = None
 
     def run_step(self) -> None:
         """One optimizer step, on ``accumulate`` batches."""
+        self.before = rng.torch_states(self.device)
         with summed_losses(self.model, self.accumulate > 1) as has_sums:
             batch = LargeBatch(self.accumulate, has_sums)
             for index in range(self.accumulate):
@@ -133,10 +140,9 @@ class Trainer(SimpleTrainer):
         losses = batch.normalise(self.parameters)
         if hasattr(self, "after_backward"):  # a place for hooks that detectron2 0.6 lacks
             self.after_backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(
-            self.parameters, self.max_norm, norm_type=self.norm_type
-        )
+        grad_norm = clip_gradients(self.parameters, self.max_norm, self.norm_type)
         values = self._reduce(losses, grad_norm)
+        self.before = None
         self._update(values.isfinite().all())
         host = torch.cat((values, torch.stack(batch.totals))).to("cpu", non_blocking=True)
         self.unread = _Metrics(self.iter, [*losses, "grad_norm", _SIGNAL], host, batch)
@@ -162,9 +168,20 @@ class Trainer(SimpleTrainer):
             self.read_metrics()  # of the step before
             self.optimizer.zero_grad(set_to_none=True)
         (total if self.grad_scaler is None else self.grad_scaler.scale(total)).backward()
+        if self.copied is None and not batch.kept and not self._has_finite_gradients():
+            batch.kept.append(kept)  # its loss is finite, its gradient is not
+
+    def _has_finite_gradients(self) -> bool:
+        """Whether those of this process are; sharded ones are there after the exchange only."""
+        gradients = [local(p.grad) for p in self.parameters if p.grad is not None]
+        norms = torch._foreach_norm(gradients) if gradients else ()
+        return all(bool(norm.isfinite()) for norm in norms)
 
     def _exchange(self, is_last: bool) -> AbstractContextManager:
         """Processes exchange gradients in the backward pass of the last batch of a step."""
+        if is_sharded(self.model):
+            self.model.set_requires_gradient_sync(is_last)
+            return nullcontext()
         return nullcontext() if is_last or comm.get_world_size() == 1 else self.model.no_sync()
 
     def _reduce(self, losses: dict[str, torch.Tensor], grad_norm: torch.Tensor) -> torch.Tensor:
@@ -208,11 +225,13 @@ class Trainer(SimpleTrainer):
         step, self.unread = self.unread, None
         if self.copied is not None:
             self.copied.synchronize()
+        before, self.before = self.before, None  # bad numbers are of a step that is not kept
         values = step.values.tolist()
         metrics = dict(zip(step.names, values))
         self.is_interrupted |= metrics.pop(_SIGNAL) > 0
         # All processes see the same numbers, so all go on, or none.
         self.nan.judge(step.iter, metrics, step.batch, values[len(step.names) :])
+        self.before = before
         now, self.storage.iter = self.storage.iter, step.iter
         losses = [value for name, value in metrics.items() if name != "grad_norm"]
         # JSON cannot hold what is not finite; after an overflow in fp16 that is the norm alone.

@@ -18,20 +18,21 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from detrex_mammo.checkpoint.reading import local_path
-from detrex_mammo.config import config_to_text, instantiate, instantiate_with
+from detrex_mammo.config import config_to_text, instantiate
 from detrex_mammo.engine import setup
+from detrex_mammo.engine.batch_size import settle_batch_size
 from detrex_mammo.engine.best import BestCheckpoint
 from detrex_mammo.engine.checkpointer import RunCheckpointer
 from detrex_mammo.engine.compilation import compile_parts
 from detrex_mammo.engine.console import ConsoleWriter
 from detrex_mammo.engine.early_stopping import EarlyStopping
-from detrex_mammo.engine.ema import PREFIX, Ema
+from detrex_mammo.engine.ema import Ema
 from detrex_mammo.engine.evaluation import Evaluation, by_name, evaluated_datasets
 from detrex_mammo.engine.failures import told_in_a_sentence
 from detrex_mammo.engine.freezing import freeze
 from detrex_mammo.engine.history import EvaluationHistory, repair_metrics
 from detrex_mammo.engine.hooks import Checkpoints, Evaluations, LearningRate
-from detrex_mammo.engine.initial import adopt_eps, load_initial, stored_eps
+from detrex_mammo.engine.initial import adopt_eps, build_model, load_initial, stored_eps
 from detrex_mammo.engine.interruption import SaveAndLeave
 from detrex_mammo.engine.loaders import (
     TrainData,
@@ -41,11 +42,17 @@ from detrex_mammo.engine.loaders import (
     class_table,
     dataset_names,
 )
+from detrex_mammo.engine.lr_scaling import scale_rates
 from detrex_mammo.engine.nan_dump import NanDump
+from detrex_mammo.engine.optimizer import build_optimizer
+from detrex_mammo.engine.plateau import PlateauSchedule
+from detrex_mammo.engine.precision import amp_dtype
 from detrex_mammo.engine.provenance import describe_run
 from detrex_mammo.engine.record import RunRecord
 from detrex_mammo.engine.seeing import seeing_hooks
-from detrex_mammo.engine.trainer import AMP_DTYPES, Trainer
+from detrex_mammo.engine.sharding import check_sharding, shard
+from detrex_mammo.engine.trainer import Trainer
+from detrex_mammo.engine.watching import check_watched
 from detrex_mammo.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -66,26 +73,34 @@ def train(cfg: DictConfig, device: str, folder: Path, resume: bool) -> dict[str,
     Returns:
         dict: results of the last evaluation; empty in all but the main process.
     """
+    is_sharded = check_sharding(cfg.train)
     record = RunRecord(folder, device, "training", resume)
-    model = instantiate(cfg.model).to(device)
-    checkpointer = RunCheckpointer(model, str(folder))
+    schedule = instantiate(cfg.lr_multiplier)
+    check_watched(cfg, schedule)
+    checkpointer = RunCheckpointer(nn.Module(), str(folder))  # its file tells how to build it
     newest = checkpointer.newest() if resume else None
+    is_filled = newest is not None or bool(cfg.train.init_checkpoint)
+    checkpointer.model = model = build_model(cfg, is_filled).to(device)
     start_iter = next_step(newest, folder) if resume else 0
     accumulate = positive(cfg, "accumulate")
+    settle_batch_size(cfg, device, newest)
     data = build_train_data(cfg.dataloader.train, cfg.train.seed, start_iter * accumulate)
     _prepare_weights(model, cfg, newest)
     freeze(model, cfg.train.freeze)
     config_text = config_to_text(cfg)
     if cfg.train.get("compile"):
         compile_parts(model, device)
-    run = _Run(cfg, data, folder, record, checkpointer)
+    # Before weights are copied: here all processes get those of the main one.
+    wrapped = distribute(model, device, cfg.train.ddp, cfg.train.fsdp if is_sharded else None)
+    run = _Run(cfg, data, schedule, folder, record, checkpointer)
     ema = _ema(cfg, model)
     evaluations = _evaluations(run, model, ema, start_iter) if _is_evaluated(cfg) else None
-    trainer = _trainer(cfg, model, data, device)
+    trainer = _trainer(cfg, wrapped, data, device)
     trainer.nan.dump = NanDump(folder, checkpointer, config_text, trainer.amp_dtype)
-    if newest is not None and comm.is_main_process():
-        # Before its writer opens it.
-        repair_metrics(folder / METRICS, start_iter, newest["trainer"].get("metrics"))
+    if resume and comm.is_main_process():
+        # Before its writer opens it; without a checkpoint all steps are done again.
+        last = {} if newest is None else newest["trainer"].get("metrics")
+        repair_metrics(folder / METRICS, start_iter, last)
     trainer.register_hooks(_hooks(run, trainer, evaluations, ema))
     checkpointer.describe = _describer(cfg, data, config_text)
     checkpointer.add_checkpointable("trainer", trainer)
@@ -94,9 +109,8 @@ def train(cfg: DictConfig, device: str, folder: Path, resume: bool) -> dict[str,
     if newest is not None:
         checkpointer.restore(newest)
         newest.clear()  # its memory is not needed any more
-    if start_iter >= run.max_iter or (evaluations is not None and evaluations.is_over()):
-        logger.info("nothing to do: %d of %d steps are done", start_iter, run.max_iter)
-        return evaluations.again(start_iter - 1, folder / METRICS) if evaluations else {}
+    if start_iter >= run.max_iter or (evaluations is not None and evaluations.judge()):
+        return _end_again(run, evaluations, start_iter)
     setup.write_config(config_text, folder)
     _record_data(run)
     trainer.train(start_iter, run.max_iter)
@@ -109,6 +123,7 @@ class _Run:
 
     cfg: DictConfig
     data: TrainData
+    schedule: Callable[[int, int, int], float]
     folder: Path
     record: RunRecord
     checkpointer: RunCheckpointer
@@ -127,6 +142,14 @@ class _Run:
         if self.is_trial:
             return FAST_DEV_RUN_STEPS
         return total_iterations(self.cfg.train, self.iters_per_epoch)
+
+
+def _end_again(run: _Run, evaluations: Evaluations | None, done: int) -> dict[str, Any]:
+    """Evaluate a run whose steps are done; writes the last file if a kill came before it."""
+    logger.info("nothing to do: %d of %d steps are done", done, run.max_iter)
+    if Path(run.checkpointer.source).name != "model_final.pth":
+        run.checkpointer.save("model_final", iteration=done - 1)
+    return evaluations.again(done - 1, run.folder / METRICS) if evaluations else {}
 
 
 def _prepare_weights(model: nn.Module, cfg: DictConfig, newest: Mapping[str, Any] | None) -> None:
@@ -154,12 +177,6 @@ def _ema(cfg: DictConfig, model: nn.Module) -> Ema | None:
 def _evaluations(run: "_Run", model: nn.Module, ema: Ema | None, start_iter: int) -> Evaluations:
     """The evaluation of a run and what hangs on it: the best checkpoint and early stopping."""
     cfg, best, stopping = run.cfg, run.cfg.train.best, run.cfg.train.early_stopping
-    for name, metric in (("best", best.metric), ("early_stopping", stopping.metric)):
-        if ema is None and metric.startswith(f"{PREFIX}/"):
-            raise UserError(
-                f"train.{name}.metric is {metric!r}, but there is no average of the weights: set "
-                "train.ema.enabled=True"
-            )
     first = FAST_DEV_RUN_STEPS if run.is_trial else None
     checkpointer = run.checkpointer
     return Evaluations(
@@ -170,16 +187,21 @@ def _evaluations(run: "_Run", model: nn.Module, ema: Ema | None, start_iter: int
         BestCheckpoint(checkpointer, best.metric, best.mode) if best.metric else None,
         ema,
         EarlyStopping(**stopping) if stopping.metric else None,
+        run.schedule if isinstance(run.schedule, PlateauSchedule) else None,
     )
 
 
 def _trainer(cfg: DictConfig, model: nn.Module, data: TrainData, device: str) -> Trainer:
-    """Optimizer, distribution over processes, precision and clipping, put together."""
+    """Optimizer, precision and clipping, for a model that is distributed over processes."""
+    bare = model.module if isinstance(model, DistributedDataParallel) else model
     clip = cfg.train.clip_grad
+    optimizer = build_optimizer(cfg.optimizer, bare)
+    batch = (data.batch_size, comm.get_world_size(), cfg.train.accumulate)
+    scale_rates(optimizer, **cfg.train.scale_lr, batch=batch)
     trainer = Trainer(
-        distribute(model, device, cfg.train.ddp),
+        model,
         data.loader,
-        build_optimizer(cfg.optimizer, model),
+        optimizer,
         amp_dtype=amp_dtype(cfg.train.amp),
         max_norm=clip.params.max_norm if clip.enabled else None,
         norm_type=clip.params.norm_type,
@@ -233,23 +255,14 @@ def total_iterations(train_cfg: DictConfig, iters_per_epoch: int) -> int:
     return max(1, round(train_cfg.epochs * iters_per_epoch))
 
 
-def build_optimizer(node: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Build ``optimizer`` over a model; its ``params`` node gets the model."""
-    groups = instantiate_with(node.params, "optimizer.params", model=model)
-    return instantiate_with(node, "optimizer", params=groups)
-
-
-def amp_dtype(amp: DictConfig) -> torch.dtype | None:
-    """``train.amp`` as a dtype, None for full precision."""
-    if amp.dtype not in AMP_DTYPES:
-        raise UserError(f"train.amp.dtype is {amp.dtype!r}, but must be 'bf16' or 'fp16'")
-    return AMP_DTYPES[amp.dtype] if amp.enabled else None
-
-
-def distribute(model: nn.Module, device: str, ddp: Mapping[str, Any]) -> nn.Module:
-    """Wrap a model for several processes; one process needs no wrapper."""
+def distribute(
+    model: nn.Module, device: str, ddp: Mapping[str, Any], fsdp: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """Prepare a model for several processes: sharded with ``fsdp``, else each has all of it."""
     if comm.get_world_size() == 1:
         return model
+    if fsdp is not None:
+        return shard(model, device, fsdp["reshard_after_forward"])
     device_ids = [torch.cuda.current_device()] if device == "cuda" else None
     options = dict(ddp)
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters:
@@ -291,11 +304,10 @@ def _hooks(
     run: _Run, trainer: Trainer, evaluations: Evaluations | None, ema: Ema | None
 ) -> list[Any]:
     settings, per_epoch = run.cfg.train, run.iters_per_epoch
-    schedule = instantiate(run.cfg.lr_multiplier)
     period = steps(settings.checkpointer.period_epochs, per_epoch)
     found: list[Any] = [
         hooks.IterationTimer(2 if run.is_trial else 3),
-        LearningRate(trainer.optimizer, schedule, per_epoch),
+        LearningRate(trainer.optimizer, run.schedule, per_epoch),
         *([] if ema is None else [ema]),
         Checkpoints(run.checkpointer, period, settings.checkpointer.max_to_keep),
         SaveAndLeave(run.checkpointer),

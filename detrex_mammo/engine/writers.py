@@ -2,7 +2,10 @@
 """Optional writers: Weights & Biases and MLflow. Whatever fails in them, the run goes on."""
 
 import logging
+import queue
 import re
+import threading
+import time
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
@@ -16,10 +19,16 @@ from detrex_mammo.config_check import nearest
 from detrex_mammo.errors import UserError
 
 logger = logging.getLogger(__name__)
+MOST_WAITING = 1000  # steps with numbers
+CLOSE_SECONDS = 20.0  # a run that was asked to leave waits for it, too
 
 
 class SafeWriter(EventWriter):
     """Sends what is new in the storage somewhere; the first error is logged, all are survived.
+
+    A thread of its own does it, so that a server that does not answer cannot hold up the run: what
+    it has not taken is lost once more than ``MOST_WAITING`` steps wait, or ``CLOSE_SECONDS`` after
+    the end of the run. The numbers are in metrics.json in any case.
 
     Args:
         name: for the log.
@@ -32,43 +41,68 @@ class SafeWriter(EventWriter):
         self, name: str, open_run: Callable[[], tuple[Callable, Callable]], window: int = 20
     ):
         self.name, self.open_run, self.window = name, open_run, window
-        self.send: Callable[[dict[str, float], int], Any] | None = None
-        self.stop: Callable[[], Any] = lambda: None
-        self.has_failed = self.is_closed = False
+        self.has_failed = False
         self.last_step = -1
+        self.waiting: queue.Queue = queue.Queue(MOST_WAITING)
+        self.thread: threading.Thread | None = None
 
     def write(self) -> None:
-        """Send the numbers of all steps since the last call."""
-        self._survive(self._write)
-
-    def close(self) -> None:
-        """End the run over there."""
-        if not self.is_closed:
-            self.is_closed = True
-            self._survive(lambda: self.stop())
-
-    def _write(self) -> None:
-        if self.has_failed and self.send is None:
-            return  # it did not open, and to try again may take a minute
+        """Hand over the numbers of all steps since the last call."""
         new: dict[int, dict[str, float]] = {}
         known = get_event_storage().latest_with_smoothing_hint(self.window)
         for name, (value, step) in known.items():
             if step > self.last_step:
                 new.setdefault(int(step), {})[name] = float(value)
-        if self.send is None:
-            self.send, self.stop = self.open_run()
+        if new and self.thread is None:
+            # It must not keep the process alive.
+            self.thread = threading.Thread(target=self._work, name=self.name, daemon=True)
+            self.thread.start()
         for step in sorted(new):
-            self.send(new[step], step)
+            self._hand_over((new[step], step))
             self.last_step = step
 
-    def _survive(self, call: Callable[[], Any]) -> None:
+    def close(self) -> None:
+        """End the run over there; once."""
+        if self.thread is None:
+            return
+        deadline = time.monotonic() + CLOSE_SECONDS
+        self._hand_over(None, timeout=CLOSE_SECONDS)
+        self.thread.join(max(0.0, deadline - time.monotonic()))
+        if self.thread.is_alive():
+            self._fail(f"has not taken everything within {CLOSE_SECONDS:g} s")
+        self.thread = None
+
+    def _hand_over(self, item: Any, timeout: float = 0.0) -> None:
         try:
-            call()
+            self.waiting.put(item, block=timeout > 0, timeout=timeout or None)
+        except queue.Full:
+            self._fail(f"does not answer, {MOST_WAITING} steps wait for it; newer ones are lost")
+
+    def _work(self) -> None:
+        """In the thread: open, send until there is None, close."""
+        try:
+            send, stop = self.open_run()
         except Exception as error:  # whatever another package or its server may raise
-            if not self.has_failed:
-                reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-                logger.warning("train.writers: %s fails, the run goes on: %s", self.name, reason)
+            self._fail(_reason(error))
+            send, stop = (lambda numbers, step: None), (lambda: None)
+        while (item := self.waiting.get()) is not None:
+            try:
+                send(*item)
+            except Exception as error:
+                self._fail(_reason(error))
+        try:
+            stop()
+        except Exception as error:
+            self._fail(_reason(error))
+
+    def _fail(self, reason: str) -> None:
+        if not self.has_failed:
             self.has_failed = True
+            logger.warning("train.writers: %s fails, the run goes on: %s", self.name, reason)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def optional_writers(cfg: DictConfig, folder: Path) -> list[SafeWriter]:

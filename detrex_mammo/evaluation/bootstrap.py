@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detrex_mammo.errors import UserError
+from detrex_mammo.progress import Progress
 
 # Weights are drawn in blocks of this many, so that memory stays flat.
 _WEIGHTS_A_BLOCK = 1_000_000
@@ -72,16 +73,18 @@ class Bootstrap:
             groups = [np.flatnonzero(positive), np.flatnonzero(~positive)]
         generator = np.random.default_rng(self.seed)
         step = max(1, _WEIGHTS_A_BLOCK // max(number, 1))
-        for start in range(0, self.replicates, step):
-            rows = min(step, self.replicates - start)
-            drawn = np.zeros((rows, number), dtype=np.int64)
-            for group in groups:
-                if len(group):
-                    places = generator.integers(0, len(group), (rows, len(group)))
-                    places += len(group) * np.arange(rows)[:, None]
-                    counts = np.bincount(places.ravel(), minlength=rows * len(group))
-                    drawn[:, group] = counts.reshape(rows, len(group))
-            yield drawn
+        with Progress("bootstrap", self.replicates, "replicate") as loop:
+            for start in range(0, self.replicates, step):
+                rows = min(step, self.replicates - start)
+                drawn = np.zeros((rows, number), dtype=np.int64)
+                for group in groups:
+                    if len(group):
+                        places = generator.integers(0, len(group), (rows, len(group)))
+                        places += len(group) * np.arange(rows)[:, None]
+                        counts = np.bincount(places.ravel(), minlength=rows * len(group))
+                        drawn[:, group] = counts.reshape(rows, len(group))
+                yield drawn
+                loop.update(rows)
 
     def weights(self, patients: np.ndarray, is_positive: np.ndarray | None = None) -> np.ndarray:
         """How often each patient is drawn in each replicate.

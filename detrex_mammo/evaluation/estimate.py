@@ -12,6 +12,7 @@ import numpy as np
 
 from detrex_mammo.evaluation.bootstrap import Bootstrap
 from detrex_mammo.evaluation.study import Study
+from detrex_mammo.progress import Progress
 
 # Replicates are computed in blocks of about this many numbers, so that memory stays flat.
 _NUMBERS_A_BLOCK = 8_000_000
@@ -32,8 +33,10 @@ class Draws:
     def blocks(self, width: int):
         """Slices of the replicates for work that needs ``width`` numbers a replicate."""
         rows = max(1, _NUMBERS_A_BLOCK // max(width, 1))
-        for start in range(0, len(self.weights), rows):
-            yield slice(start, start + rows)
+        with Progress("bootstrap", len(self.weights), "replicate") as loop:
+            for start in range(0, len(self.weights), rows):
+                yield slice(start, start + rows)
+                loop.update(min(rows, len(self.weights) - start))
 
     def totals(self, values: np.ndarray) -> np.ndarray:
         """Sums over the drawn patients.

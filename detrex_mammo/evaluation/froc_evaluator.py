@@ -20,6 +20,7 @@ from detrex_mammo.evaluation.dataset import (
     of_known_classes,
     warn_of_missing,
 )
+from detrex_mammo.evaluation.files import whole_file
 from detrex_mammo.evaluation.froc import (
     CPM_FPPI,
     DEFAULT_FPPI,
@@ -164,10 +165,10 @@ class FROCEvaluator(DatasetEvaluator):
                 for category, curve in found.per_class.items()
             },
         }
-        with open(os.path.join(self.output_dir, "froc.json"), "w", encoding="utf-8") as file:
-            json.dump(report, file, allow_nan=False)
-        path = os.path.join(self.output_dir, "froc.png")
-        plot_froc({"all classes": found.overall}, path, fppi=self.fppi, note=self.note)
+        with whole_file(os.path.join(self.output_dir, "froc.json")) as path:
+            path.write_text(json.dumps(report, allow_nan=False), encoding="utf-8")
+        with whole_file(os.path.join(self.output_dir, "froc.png")) as path:
+            plot_froc({"all classes": found.overall}, path, fppi=self.fppi, note=self.note)
 
 
 def froc_numbers(

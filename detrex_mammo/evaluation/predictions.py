@@ -18,6 +18,7 @@ import numpy as np
 
 from detrex_mammo.errors import UserError
 from detrex_mammo.evaluation.annotation_check import check_annotations
+from detrex_mammo.evaluation.files import whole_file
 from detrex_mammo.evaluation.prediction_files import read_predictions
 from detrex_mammo.evaluation.tables import (
     LesionTable,
@@ -160,8 +161,9 @@ def predictions_from_records(
 
 
 def write_predictions(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Write prediction records as COCO results JSON."""
-    Path(path).write_text(json.dumps(list(records)), encoding="utf-8")
+    """Write prediction records as COCO results JSON, whole or not at all."""
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(list(records)), encoding="utf-8")
 
 
 def _xywh_to_xyxy(bbox):

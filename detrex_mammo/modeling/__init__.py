@@ -3,7 +3,9 @@
 
 from detrex_mammo.modeling.backbone import RESNET_DEPTHS, TimmBackbone, build_resnet
 from detrex_mammo.modeling.criterion import SetCriterion
+from detrex_mammo.modeling.denoising import Denoising
 from detrex_mammo.modeling.detector import DeformableDETR
+from detrex_mammo.modeling.hybrid_matching import HybridMatching
 from detrex_mammo.modeling.matcher import HungarianMatcher
 from detrex_mammo.modeling.postprocessing import select_detections
 from detrex_mammo.modeling.transformer import DeformableTransformer
@@ -12,7 +14,9 @@ __all__ = [
     "RESNET_DEPTHS",
     "DeformableDETR",
     "DeformableTransformer",
+    "Denoising",
     "HungarianMatcher",
+    "HybridMatching",
     "SetCriterion",
     "TimmBackbone",
     "build_resnet",

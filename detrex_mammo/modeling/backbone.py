@@ -14,7 +14,7 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, Bottlenec
 from torch import Tensor, nn
 
 from detrex_mammo.errors import UserError
-from detrex_mammo.layers import group_norm
+from detrex_mammo.layers import group_norm, recomputation
 from detrex_mammo.modeling.folding import fold_fixed_norms
 
 # depth: (block, blocks in res2 .. res5). 10, 14 and 26 are timm's small ones.
@@ -40,6 +40,7 @@ def build_resnet(
     res2_out_channels: int | None = None,
     num_groups: int = 1,
     width_per_group: int | None = None,
+    checkpointing: bool = False,
 ) -> ResNet:
     """detectron2's ResNet as torchvision builds it: the stride is in the 3x3 convolution.
 
@@ -58,6 +59,8 @@ def build_resnet(
         num_groups (int): of the 3x3 convolution (ResNeXt).
         width_per_group (int, optional): channels of each group in res2; derived from
             ``res2_out_channels`` (a quarter in all) when None.
+        checkpointing (bool): in training compute each stage again in the backward pass instead of
+            keeping its activations; same numbers, less memory, more time.
 
     Returns:
         ResNet: detectron2's class, with its names; norms that do not change are folded into the
@@ -86,6 +89,8 @@ def build_resnet(
         in_channels, out_channels = out_channels, out_channels * 2
     stem = BasicStem(in_channels=3, out_channels=stem_out_channels, norm=norm)
     resnet = ResNet(stem, stages, out_features=list(out_features), freeze_at=freeze_at)
+    for stage in resnet.stages if checkpointing else ():
+        recomputation.recompute(stage)
     return fold_fixed_norms(resnet)
 
 
@@ -115,6 +120,8 @@ class TimmBackbone(Backbone):
         frozen_batch_norm (bool): batch norms keep their statistics and weights.
         size_divisibility (int, optional): images are padded at the bottom and right to a multiple
             of it, and the feature maps cut back. None: what the model is known to need.
+        checkpointing (bool): in training compute each stage again in the backward pass instead of
+            keeping its activations; same numbers, less memory, more time.
         **model: further arguments of ``timm.create_model``, checked by timm.
 
     Raises:
@@ -128,6 +135,7 @@ class TimmBackbone(Backbone):
         pretrained: bool = False,
         frozen_batch_norm: bool = False,
         size_divisibility: int | None = None,
+        checkpointing: bool = False,
         **model,
     ):
         super().__init__()
@@ -135,6 +143,8 @@ class TimmBackbone(Backbone):
         self.body = _create_timm_model(model_name, tuple(out_indices), pretrained, model)
         if frozen_batch_norm:
             self.body = FrozenBatchNorm2d.convert_frozen_batchnorm(self.body)
+        for stage in _stages(self.body) if checkpointing else ():
+            recomputation.recompute(stage)
         info = self.body.feature_info
         self._out_features = [f"p{index}" for index in out_indices]
         self._out_feature_channels = dict(zip(self._out_features, info.channels()))
@@ -222,6 +232,15 @@ def _create_timm_model(name: str, out_indices: tuple[int, ...], pretrained: bool
                 "set model.backbone.pretrained=False"
             ) from error
     raise AssertionError("the last option is empty and cannot be refused")
+
+
+def _stages(body: nn.Module) -> list[nn.Module]:
+    """What a timm model runs one after another; no single layers, of which nothing is kept."""
+    parts = []
+    for child in getattr(body, "model", body).children():  # "model": as ViT and its like are held
+        is_opened = isinstance(child, (nn.Sequential, nn.ModuleList))  # some are run part by part
+        parts += child.children() if is_opened else (child,)
+    return [part for part in parts if any(True for _ in part.children())]
 
 
 def _patch_size(body: nn.Module) -> int:

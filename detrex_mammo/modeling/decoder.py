@@ -7,7 +7,12 @@ B batch, Q queries, S = sum of h*w over levels, C channels, L levels, K classes.
 import torch
 from torch import Tensor, nn
 
-from detrex_mammo.layers import Dropout, MultiScaleDeformableAttention, feed_forward
+from detrex_mammo.layers import (
+    Dropout,
+    MultiScaleDeformableAttention,
+    feed_forward,
+    recomputation,
+)
 from detrex_mammo.modeling.heads import Predictor
 
 
@@ -54,6 +59,8 @@ class DeformableDecoderLayer(nn.Module):
         query_pos: Tensor,
         reference_points: Tensor,
         memory: Tensor,
+        self_attn_mask: Tensor | None = None,
+        self_padding_mask: Tensor | None = None,
         **attention,
     ) -> Tensor:
         """Update the queries.
@@ -63,6 +70,9 @@ class DeformableDecoderLayer(nn.Module):
             query_pos (Tensor): (B, Q, C), their position embedding.
             reference_points (Tensor): (B, Q, L, 2 or 4), in [0, 1] of the padded feature maps.
             memory (Tensor): (B, S, C), output of the encoder.
+            self_attn_mask (BoolTensor, optional): (Q, Q), True where the query of the row does not
+                see that of the column.
+            self_padding_mask (BoolTensor, optional): (B, Q), True on queries that none sees.
             **attention: spatial_shapes and padding_mask of
                 :class:`MultiScaleDeformableAttention`.
 
@@ -70,7 +80,9 @@ class DeformableDecoderLayer(nn.Module):
             Tensor: (B, Q, C).
         """
         query = tgt + query_pos
-        attended = self.self_attn(query, query, tgt, need_weights=False)[0]
+        attended = self.self_attn(
+            query, query, tgt, self_padding_mask, need_weights=False, attn_mask=self_attn_mask
+        )[0]
         tgt = self.norm2(tgt + self.dropout(attended))
         attended = self.cross_attn(tgt + query_pos, reference_points, memory, **attention)
         tgt = self.norm1(tgt + self.dropout(attended))
@@ -83,11 +95,13 @@ class DeformableDecoder(nn.Module):
 
     Args:
         num_layers (int): depth, at least 1.
+        checkpointing (bool): as of the encoder.
         **layer: arguments of the layer.
     """
 
-    def __init__(self, num_layers: int, **layer):
+    def __init__(self, num_layers: int, checkpointing: bool = False, **layer):
         super().__init__()
+        self.checkpointing = checkpointing
         self.layers = nn.ModuleList(DeformableDecoderLayer(**layer) for _ in range(num_layers))
 
     def forward(
@@ -115,7 +129,7 @@ class DeformableDecoder(nn.Module):
             valid_ratios (Tensor): (B or 1, L, 2) as (w, h), unpadded share of each level.
             predictor (Predictor): the heads.
             all_layers (bool): predict from every layer, not only from the last.
-            **attention: spatial_shapes and padding_mask.
+            **attention: spatial_shapes and padding_mask, and masks of the self-attention.
 
         Returns:
             list[dict[str, Tensor]]: a prediction for each layer, or one: ``pred_logits``
@@ -125,7 +139,9 @@ class DeformableDecoder(nn.Module):
         predictions = []
         for index, layer in enumerate(self.layers):
             padded_references = reference_points[:, :, None] * scales[reference_points.shape[-1]]
-            tgt = layer(tgt, query_pos, padded_references, memory, **attention)
+            tgt = recomputation.run(
+                layer, self.checkpointing, tgt, query_pos, padded_references, memory, **attention
+            )
             is_output = all_layers or index == len(self.layers) - 1
             if is_output or predictor.with_box_refine:
                 boxes = predictor.boxes(index, tgt, reference_points)

@@ -21,11 +21,15 @@ from detrex_mammo.modeling.batching import (
     to_device,
 )
 from detrex_mammo.modeling.criterion import SetCriterion
+from detrex_mammo.modeling.denoising import Denoising
 from detrex_mammo.modeling.heads import Predictor, build_heads
+from detrex_mammo.modeling.hybrid_matching import HybridMatching
 from detrex_mammo.modeling.neck import InputProjection
 from detrex_mammo.modeling.postprocessing import select_detections
+from detrex_mammo.modeling.query_groups import ExtraQueries
 from detrex_mammo.modeling.test_time_augmentation import TestTimeAugmentation
 from detrex_mammo.modeling.tiling import Tiles
+from detrex_mammo.modeling.training_queries import check_agreement, make_queries
 from detrex_mammo.modeling.transformer import DeformableTransformer
 
 # Of an image, in grey values of [0, 255]: below it there is noise, which is not made any louder.
@@ -60,6 +64,10 @@ class DeformableDETR(nn.Module):
             training is not touched. None: always the whole image.
         test_time_augmentation (TestTimeAugmentation, optional): detect in several versions of an
             image and average them; training is not touched. None: the image as it is.
+        denoising (Denoising, optional): further queries in training, from boxes with noise on them;
+            needs ``two_stage``. Inference is not touched.
+        hybrid (HybridMatching, optional): further queries in training, matched one-to-many.
+            Inference is not touched.
 
     Raises:
         UserError: two settings contradict each other.
@@ -85,6 +93,8 @@ class DeformableDETR(nn.Module):
         pixel_std: Sequence[float] | None = (58.395, 57.12, 57.375),
         tiles: Tiles | None = None,
         test_time_augmentation: TestTimeAugmentation | None = None,
+        denoising: Denoising | None = None,
+        hybrid: HybridMatching | None = None,
     ):
         super().__init__()
         self.num_classes = num_classes
@@ -109,6 +119,10 @@ class DeformableDETR(nn.Module):
             embed_dim, num_classes, transformer.num_decoder_layers, with_box_refine, two_stage
         )
         self.criterion = criterion
+        self.denoising, self.hybrid = denoising, hybrid
+        _check_kind("denoising", denoising, Denoising)
+        _check_kind("hybrid", hybrid, HybridMatching)
+        check_agreement(denoising, hybrid, num_classes, embed_dim, two_stage)
         convolutions_to_channels_last(self.backbone)
         convolutions_to_channels_last(self.input_proj)
         self._register_pixel_statistics(pixel_mean, pixel_std)
@@ -195,9 +209,7 @@ class DeformableDETR(nn.Module):
         """
         images = [self.normalize(inputs["image"]) for inputs in batched_inputs]
         if self.training:
-            outputs, encoder_output = self.predict(*pad_and_stack(images), all_outputs=True)
-            outputs = outputs if self.aux_loss else outputs[-1:]
-            return self._criterion()(outputs, encoder_output, self.prepare_targets(batched_inputs))
+            return self._losses(images, self.prepare_targets(batched_inputs))
         sizes = [
             (inputs.get("height", image.shape[-2]), inputs.get("width", image.shape[-1]))
             for inputs, image in zip(batched_inputs, images)
@@ -208,6 +220,17 @@ class DeformableDETR(nn.Module):
             versions = self.test_time_augmentation
             detections = versions.detect(self._detect_in_tiles, images, sizes, self.topk)
         return [{"instances": instances} for instances in detections]
+
+    def _losses(
+        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Losses of normalised images, with those of the queries that only training has."""
+        queries = make_queries(targets, self.num_queries, self.denoising, self.hybrid)
+        extra = None if queries is None else queries.extra
+        outputs, encoder_output = self.predict(*pad_and_stack(images), True, extra)
+        outputs = outputs if self.aux_loss else outputs[-1:]
+        outputs, groups = (outputs, ()) if queries is None else queries.split(outputs)
+        return self._criterion()(outputs, encoder_output, targets, groups)
 
     def _detect_in_tiles(
         self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
@@ -243,7 +266,11 @@ class DeformableDETR(nn.Module):
         return ((image - mean) / deviation.clamp(min=MIN_DEVIATION)).to(image.dtype)
 
     def predict(
-        self, images: Tensor, padding_mask: Tensor | None = None, all_outputs: bool = False
+        self,
+        images: Tensor,
+        padding_mask: Tensor | None = None,
+        all_outputs: bool = False,
+        extra: ExtraQueries | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor] | None]:
         """Raw predictions of a normalised batch.
 
@@ -252,6 +279,7 @@ class DeformableDETR(nn.Module):
             padding_mask (BoolTensor, optional): (B, H, W), True on padding; None without any.
             all_outputs (bool): of all decoder layers and the encoder, as training needs them,
                 rather than of the last decoder layer alone.
+            extra (ExtraQueries, optional): queries of training, behind the others.
 
         Returns:
             tuple[list[dict], dict or None]: see :meth:`DeformableTransformer.forward`.
@@ -262,10 +290,12 @@ class DeformableDETR(nn.Module):
         if padding_mask is not None:
             masks = [resize_padding_mask(padding_mask, level.shape[-2:]) for level in levels]
         query_embed = None if self.two_stage else self.query_embed.weight
+        if extra is not None and extra.query_embed is not None:
+            query_embed = torch.cat((query_embed, extra.query_embed))
         predictor = Predictor(
             self.class_embed, self.bbox_embed, self.inverse_sigmoid_eps, self.with_box_refine
         )
-        return self.transformer(levels, masks, query_embed, predictor, all_outputs)
+        return self.transformer(levels, masks, query_embed, predictor, all_outputs, extra)
 
     def prepare_targets(self, batched_inputs: Sequence[dict]) -> list[dict[str, Tensor]]:
         """``labels`` (T,) and ``boxes`` (T, 4) cxcywh, normalised by each unpadded image."""

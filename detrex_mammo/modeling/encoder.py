@@ -4,17 +4,15 @@
 B batch, S = sum of h*w over levels, C channels, L levels.
 """
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from detrex_mammo.layers import (
     Dropout,
     MultiScaleDeformableAttention,
     feed_forward,
     in_chunks,
+    recomputation,
 )
 
 
@@ -88,10 +86,10 @@ class DeformableEncoder(nn.Module):
     def forward(self, src: Tensor, pos: Tensor, valid_ratios: Tensor, **attention) -> Tensor:
         """(B, S, C) to (B, S, C); ``valid_ratios`` is (B or 1, L, 2) as (w, h)."""
         reference_points = encoder_reference_points(attention["spatial_shapes"], valid_ratios)
-        is_kept = not (self.checkpointing and self.training and torch.is_grad_enabled())
         for layer in self.layers:
-            run = layer if is_kept else partial(checkpoint, layer, use_reentrant=False)
-            src = run(src, pos, reference_points, **attention)
+            src = recomputation.run(
+                layer, self.checkpointing, src, pos, reference_points, **attention
+            )
         return src
 
 

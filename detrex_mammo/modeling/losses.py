@@ -11,25 +11,37 @@ from detrex_mammo.layers import box_cxcywh_to_xyxy, elementwise_generalized_box_
 
 
 def sigmoid_focal_loss(
-    logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0
+    logits: Tensor,
+    targets: Tensor,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    quality: Tensor | None = None,
 ) -> Tensor:
     """Focal loss of independent binary decisions, https://arxiv.org/abs/1708.02002, summed.
 
     With p = sigmoid(logit): ``-alpha * (1 - p)**gamma * log(p)`` for a target of 1 and
-    ``-(1 - alpha) * p**gamma * log(1 - p)`` for 0.
+    ``-(1 - alpha) * p**gamma * log(1 - p)`` for 0. A target of 1 can ask for a score q below 1, as
+    in https://arxiv.org/abs/2304.04742:
+    ``alpha * |q - p|**gamma * -(q * log(p) + (1 - q) * log(1 - p))``.
 
     Args:
         logits (Tensor): any shape.
         targets (Tensor): same shape, 0 or 1.
         alpha (float): weight of the positive side, in [0, 1].
         gamma (float): how much less an easy decision counts, at least 0.
+        quality (Tensor, optional): same shape, q in [0, 1] where the target is 1, elsewhere 0;
+            None is 1 for all.
 
     Returns:
         Tensor: (), the sum. The logit 0 with target 1: 0.25 * 0.5**2 * log 2 = 0.0433.
     """
     probabilities = logits.sigmoid()
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    miss = probabilities + targets - 2 * probabilities * targets  # 1 - probability of the truth
+    scores = targets if quality is None else quality
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, scores, reduction="none")
+    if quality is None:
+        miss = probabilities + targets - 2 * probabilities * targets  # 1 - probability of the truth
+    else:
+        miss = (quality - probabilities).abs()
     balance = (1 - alpha) + (2 * alpha - 1) * targets
     return (balance * miss**gamma * cross_entropy).sum()
 

@@ -20,6 +20,7 @@ from detrex_mammo.layers import (
 from detrex_mammo.modeling.decoder import DeformableDecoder
 from detrex_mammo.modeling.encoder import DeformableEncoder
 from detrex_mammo.modeling.heads import Predictor
+from detrex_mammo.modeling.query_groups import ExtraQueries
 from detrex_mammo.modeling.two_stage import generate_proposals, score_proposals, select_proposals
 
 
@@ -41,6 +42,7 @@ class DeformableTransformer(nn.Module):
         temperature (float): of the position embedding.
         encoder_checkpointing (bool): compute each encoder layer again in the backward pass instead
             of keeping its activations; same numbers, less memory, about a fifth more time.
+        decoder_checkpointing (bool): the same for the decoder's layers.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class DeformableTransformer(nn.Module):
         num_queries: int = 300,
         temperature: float = 10000.0,
         encoder_checkpointing: bool = False,
+        decoder_checkpointing: bool = False,
     ):
         super().__init__()
         if num_decoder_layers < 1:
@@ -81,7 +84,9 @@ class DeformableTransformer(nn.Module):
         self.encoder = DeformableEncoder(
             num_encoder_layers, encoder_checkpointing, num_points=num_encoder_points, **layer
         )
-        self.decoder = DeformableDecoder(num_decoder_layers, num_points=num_decoder_points, **layer)
+        self.decoder = DeformableDecoder(
+            num_decoder_layers, decoder_checkpointing, num_points=num_decoder_points, **layer
+        )
         self.level_embed = nn.Parameter(torch.empty(num_feature_levels, embed_dim))
         if two_stage:
             self.enc_output = nn.Linear(embed_dim, embed_dim)
@@ -116,6 +121,7 @@ class DeformableTransformer(nn.Module):
         query_embed: Tensor | None,
         predictor: Predictor,
         all_outputs: bool = True,
+        extra: ExtraQueries | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor] | None]:
         """Encode, decode and predict.
 
@@ -123,11 +129,13 @@ class DeformableTransformer(nn.Module):
             levels (Sequence[Tensor]): L feature maps (B, C, h, w), finest first.
             padding_masks (Sequence[BoolTensor], optional): L masks (B, h, w), True on padding;
                 None when no image of the batch is padded.
-            query_embed (Tensor, optional): (Q, 2*C), position and content of the queries; None
-                when two-stage.
+            query_embed (Tensor, optional): (Q, 2*C), position and content of the queries, further
+                ones of training included; None when two-stage.
             predictor (Predictor): the heads.
             all_outputs (bool): also the predictions that only a loss needs: of all decoder layers,
                 and of the encoder.
+            extra (ExtraQueries, optional): queries of training, which follow the others in all
+                predictions of the decoder.
 
         Returns:
             tuple[list[dict], dict or None]: predictions of the decoder layers (the last last), each
@@ -146,12 +154,14 @@ class DeformableTransformer(nn.Module):
         encoder_output = None
         if self.two_stage:
             query_pos, tgt, references, encoder_output = self._queries_from_proposals(
-                memory, valid_ratios, attention, predictor, all_outputs
+                memory, valid_ratios, attention, predictor, all_outputs, extra
             )
         else:
             query_pos, tgt = query_embed.expand(len(src), -1, -1).split(self.embed_dim, dim=-1)
             references = in_own_precision(self.reference_points, query_pos)
             references = references.to(pos.dtype).sigmoid()
+        if extra is not None:
+            attention |= extra.masks(tgt.shape[1], tgt.device)
         outputs = self.decoder(
             tgt, query_pos, references, memory, valid_ratios, predictor, all_outputs, **attention
         )
@@ -177,20 +187,25 @@ class DeformableTransformer(nn.Module):
             ratios.append(torch.stack((columns.mean(1), rows.mean(1)), dim=-1))
         return torch.stack(ratios, dim=1)
 
-    def _queries_from_proposals(self, memory, valid_ratios, attention, predictor, all_outputs):
+    def _queries_from_proposals(
+        self, memory, valid_ratios, attention, predictor, all_outputs, extra
+    ):
         """Position and content of queries, (B, Q, C) each, references (B, Q, 4), predictions."""
         proposals, is_invalid = generate_proposals(
             attention["spatial_shapes"], valid_ratios, attention["padding_mask"]
         )
         tokens = self.enc_output_norm(self.enc_output(memory.masked_fill(is_invalid, 0)))
+        count = self.num_queries + (0 if extra is None else extra.num_further)
         encoder_output = None
         if all_outputs:
-            selected, encoder_output = score_proposals(
-                tokens, proposals, predictor, self.num_queries
-            )
+            selected, encoder_output = score_proposals(tokens, proposals, predictor, count)
         else:
-            selected = select_proposals(tokens, proposals, predictor, self.num_queries)
+            selected = select_proposals(tokens, proposals, predictor, count)
         references = selected.sigmoid()
+        if extra is not None and extra.boxes is not None:
+            references = torch.cat((references, extra.boxes.to(references)), dim=1)
         embedding = box_sine_embedding(references, self.embed_dim)
         query_pos, tgt = self.pos_trans_norm(self.pos_trans(embedding)).chunk(2, dim=-1)
+        if extra is not None and extra.content is not None:
+            tgt = torch.cat((tgt[:, : -extra.content.shape[1]], extra.content.to(tgt)), dim=1)
         return query_pos, tgt, references, encoder_output

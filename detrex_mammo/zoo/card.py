@@ -14,7 +14,8 @@ from detrex_mammo.errors import UserError
 from detrex_mammo.zoo.card_sections import SECTIONS
 from detrex_mammo.zoo.energy import KG_PER_KWH, Energy, energy_of
 from detrex_mammo.zoo.entry import make_entry
-from detrex_mammo.zoo.run_folder import RunFolder, read_run_folder
+from detrex_mammo.zoo.run_folder import RunFolder
+from detrex_mammo.zoo.several_sets import read_run
 
 CARD = "README.md"
 
@@ -52,7 +53,7 @@ def write_card(
     """Write the model card of an evaluated run.
 
     Args:
-        folder: output folder of tools/train_net.py.
+        folder: output folder of tools/train_net.py; with several test sets, that of one of them.
         out: the file; README.md in the folder by default. It must not exist.
         license_id: of the weights, as Hugging Face names it ("apache-2.0"); no file tells it.
         watts: power of the machine that trained, for the energy estimate.
@@ -61,8 +62,8 @@ def write_card(
     Returns:
         Path: the new file.
     """
-    run = read_run_folder(folder)
-    out = out or run.path / CARD
+    run = read_run(folder)
+    out = out or (run.results or run.path) / CARD
     if out.exists():
         raise UserError(f"{str(out)!r} exists: remove it, or give another --out")
     if not out.parent.is_dir():

@@ -18,7 +18,8 @@ from detrex_mammo.evaluation.coco import (
 )
 from detrex_mammo.evaluation.hardware import machine_text
 from detrex_mammo.zoo.complexity import measure
-from detrex_mammo.zoo.run_folder import RunFolder, dataset_names, read_run_folder
+from detrex_mammo.zoo.run_folder import RunFolder, dataset_names
+from detrex_mammo.zoo.several_sets import read_run
 
 TWELVE = (
     *("AP", "AP50", "AP75", "APs", "APm", "APl"),
@@ -36,7 +37,7 @@ def add_entry(
     """Write the zoo's file of an evaluated run.
 
     Args:
-        folder: output folder of tools/train_net.py.
+        folder: output folder of tools/train_net.py; with several test sets, that of one of them.
         root: of the repository.
         name: of the row; by default that of the checkpoint, or of the folder of a training run.
         url: where the checkpoint can be downloaded.
@@ -47,7 +48,7 @@ def add_entry(
     Raises:
         UserError: the folder holds no evaluated run, or the name is taken.
     """
-    run = read_run_folder(folder)
+    run = read_run(folder)
     name = name or run.default_name
     if not _NAME.fullmatch(name) or name == Path(PUBLISHED).stem:
         raise UserError(

@@ -58,6 +58,8 @@ class RunFolder:
         record: run.json; empty if there is none.
         froc: froc.json; None if there is none.
         is_training: the folder holds a finished training run.
+        results: folder of the predictions, if it is another one.
+        test_set: its name, if the run was evaluated on several; see ``several_sets.py``.
     """
 
     path: Path
@@ -66,6 +68,8 @@ class RunFolder:
     record: dict[str, Any] = field(default_factory=dict)
     froc: dict[str, Any] | None = None
     is_training: bool = False
+    results: Path | None = None
+    test_set: str = ""
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -97,7 +101,11 @@ class RunFolder:
 
     @property
     def default_name(self) -> str:
-        """The checkpoint's name, or that of the folder it was trained in."""
+        """The checkpoint's name, or that of the folder it was trained in, and the test set's."""
+        return "-".join(filter(None, (self._weights_name, self.test_set)))
+
+    @property
+    def _weights_name(self) -> str:
         path = self.path.resolve()
         if self.is_training:
             return path.name
@@ -176,7 +184,8 @@ class RunFolder:
     @cached_property
     def predictions(self) -> list[dict[str, Any]] | None:
         """Every prediction, in original pixels; None if the run kept none."""
-        for folder in (self.path, self.path / "inference"):
+        path = self.results or self.path
+        for folder in (path, path / "inference"):
             if (folder / PREDICTIONS).is_file():
                 return read_predictions(folder / PREDICTIONS)
         return None
@@ -203,8 +212,8 @@ def read_run_folder(path: str | Path) -> RunFolder:
         path=path,
         config_text=(path / "config.yaml").read_text(encoding="utf-8"),
         metrics=metrics,
-        record=_read_json(path / "run.json") or {},
-        froc=_read_json(path / "froc.json"),
+        record=read_json(path / "run.json") or {},
+        froc=read_json(path / "froc.json"),
         is_training=is_training,
     )
     _check(run)
@@ -245,7 +254,12 @@ def _last_evaluation(path: Path) -> tuple[dict[str, float | None], bool]:
     return evaluated[-1], any("iteration" in line for line in lines)
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object of a run; None if there is no such file.
+
+    Raises:
+        UserError: it is damaged.
+    """
     if not path.is_file():
         return None
     try:

@@ -70,8 +70,30 @@ def test_a_quick_run_is_not_judged(tmp_path: Path) -> None:
     assert judge(fill(make_results(tmp_path, quick=True))) == []
 
 
+@pytest.mark.parametrize(
+    ("quantity", "ours", "theirs", "verdict"),
+    [
+        ("peak memory", 1.14e9, 1e9, "met"),
+        ("peak memory", 1.16e9, 1e9, "not met"),
+        ("activations", 0.49e9, 1e9, "met"),
+        ("activations", 0.51e9, 1e9, "not met"),
+        ("training step", 1.34, 1.0, "met"),
+        ("training step", 1.36, 1.0, "not met"),
+        ("tiny", 1.9e-3, None, "met"),
+        ("tiny", 2.1e-3, None, "not met"),
+        ("engine, R50", 0.029, 1.0, "met"),
+        ("engine, R50", 0.031, 1.0, "not met"),
+    ],
+)
+def test_bars_of_the_engine(tmp_path: Path, quantity, ours, theirs, verdict) -> None:
+    """At most 1.15 times the memory, half the activations, 1.35 times the time, 2 ms, 3 %."""
+    (bar,) = (bar for bar in BARS if bar.mode == "engine" and quantity in bar.text)
+    found = verdict_of(bar, tmp_path, [ours], [theirs])
+    assert found.verdict == verdict
+
+
 def test_every_bar_has_its_own_text() -> None:
-    assert len({bar.text for bar in BARS}) == len(BARS) == 24
+    assert len({bar.text for bar in BARS}) == len(BARS) == 29
 
 
 def test_what_cannot_be_compared() -> None:

@@ -80,3 +80,21 @@ def test_compare() -> None:
     assert compare(nn.Linear(1, 1), {"bias": torch.zeros(1), "x": torch.zeros(1)}) == Mismatch(
         missing=["weight"], unexpected=["x"]
     )
+
+
+def test_queries_of_training_start_afresh_where_the_file_has_others() -> None:
+    def detector(labels: int) -> nn.ModuleDict:
+        parts = {"denoising": nn.Embedding(labels, 2)} if labels else {}
+        return nn.ModuleDict({**parts, **model()})
+
+    source = detector(3)
+    for labels in (0, 3, 5):
+        target = detector(labels)
+        before = {name: value.clone() for name, value in target.state_dict().items()}
+        kept = load_weights(target, source.state_dict(), "m.pth")
+        assert kept == (["denoising.weight"] if labels == 5 else [])
+        for name, value in target.state_dict().items():
+            expected = before[name] if name in kept else source.state_dict()[name]
+            torch.testing.assert_close(value, expected, rtol=0, atol=0)
+    plain = model().state_dict()
+    assert load_weights(detector(4), plain, "m.pth") == ["denoising.weight"]

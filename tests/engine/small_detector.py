@@ -13,9 +13,9 @@ from tests.tiny_configs import shrink, write_coco
 RECIPE = "projects/deformable_detr/configs/deformable_detr_r50_two_stage_50ep.py"
 
 
-def make_detector(folder: Path, dropout: float = 0.0) -> nn.Module:
-    """A two-stage detector, every parameter random, the same at every call."""
-    cfg = load_config(RECIPE)
+def make_detector(folder: Path, dropout: float = 0.0, recipe: str = RECIPE) -> nn.Module:
+    """A detector, two-stage if not told otherwise, all parameters random, but always the same."""
+    cfg = load_config(recipe)
     shrink(cfg, write_coco(folder), folder)
     cfg.model.transformer.dropout = dropout
     cfg.model.topk = 12

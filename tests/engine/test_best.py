@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from detrex_mammo.config_check import nearest
 from detrex_mammo.engine.best import BestCheckpoint
 from detrex_mammo.engine.checkpointer import RunCheckpointer
 from detrex_mammo.engine.main import main
@@ -50,6 +51,13 @@ def test_another_metric_starts_anew(tmp_path: Path) -> None:
     assert BestCheckpoint(checkpointer, "a", "max").value == 5.0
     assert BestCheckpoint(checkpointer, "b", "max").value is None
     assert BestCheckpoint(checkpointer, "a", "min").value is None
+
+
+def test_nearest_of_equally_similar_names_begins_alike() -> None:
+    """AP5O is one letter from AP50, AP75 and AP."""
+    known = ["bbox/AP", "bbox/AP75", "bbox/AP50", "bbox/APs", "val/loss"]
+    assert nearest("bbox/AP5O", known) == nearest("bbox/AP5O", known[::-1]) == "bbox/AP50"
+    assert nearest("something", known) is None
 
 
 def run(config: str, *arguments: str) -> None:

@@ -1,6 +1,7 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
 """Signals and kills: what was saved goes on as if nothing had been."""
 
+import itertools
 import json
 import os
 import random
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from detrex_mammo.errors import UserError
-from tests.engine.faults import exit_code, faulty_config, run, start
+from tests.engine.faults import FaultyMapper, exit_code, faulty_config, run, start
 from tests.engine.tiny import read_lines
 
 RANDOM = ["model.dropout=0.1", "dataloader.train.mapper.noise=0.5", "train.ema.enabled=True"]
@@ -90,6 +91,29 @@ def test_signal_to_the_loading_processes_too_loses_nothing(
     assert (tmp_path / "run/last_checkpoint").read_text() == "model_0000004.pth"
     run(config, *RANDOM, workers, "--resume")
     assert_same_run(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize(("accumulate", "whole_steps"), [(1, 5), (2, 2)])
+def test_step_that_cannot_be_read_loses_no_step_before_it(
+    accumulate: int, whole_steps: int, tmp_path: Path, monkeypatch
+) -> None:
+    """The 22nd image is of the sixth batch of 4: when two are one step, the third step's second."""
+    settings = [*RANDOM, "train.checkpointer.period_epochs=0", f"train.accumulate={accumulate}"]
+    run(faulty_config(tmp_path, "whole"), *settings)
+    config, numbers, load = faulty_config(tmp_path), itertools.count(1), FaultyMapper.__call__
+
+    def damaged(mapper: FaultyMapper, item: dict) -> dict:
+        if next(numbers) == 22:
+            raise UserError("image is damaged")
+        return load(mapper, item)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="image is damaged"):
+        patch.setattr(FaultyMapper, "__call__", damaged)
+        run(config, *settings)
+    tag = (tmp_path / "run/last_checkpoint").read_text()
+    assert tag == f"model_{whole_steps - 1:07d}.pth"
+    run(config, *settings, "--resume")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 def kill_at_random(folder: Path, count: int, seed: int) -> None:

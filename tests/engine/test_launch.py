@@ -38,7 +38,6 @@ optimizer.lr = 1e-3
 train.max_iter = 6
 train.log_period = 1
 dataloader.train.total_batch_size = 4
-dataloader.train.aspect_ratio_grouping = False
 dataloader.train.dataset.filter_empty = False
 for _loader in (dataloader.train, dataloader.test):
     _loader.mapper.branches = [[L(ResizeShortEdge)(short_edges=40)]]

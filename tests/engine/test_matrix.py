@@ -144,7 +144,8 @@ def test_the_table_and_the_pairs_that_fail(tool, data, tmp_path):
         "--out", out, "--figure", "sens@0.35", "AP50",
     )  # fmt: skip
     assert code == 2 and errors == "error: 4 of 6 pairs failed, as told above\n"
-    assert "[1/6] small x val: 3 of 3 images" in text and "[3/6] given x val: predicted" not in text
+    assert "[1/6] small x val: predicted and scored" in text
+    assert "[3/6] given x val: scored again" in text
     assert "[2/6] small x mass: failed: checkpoint" in text
     assert "neither mass.json nor mass.csv" in text
     assert text.count("'/nowhere/model.pth' does not exist") == 4  # two lines each: now and below
@@ -191,7 +192,7 @@ def test_a_checkpoint_needs_images(data, tmp_path):
 def test_predictions_of_files_and_checkpoints(counted, data, tmp_path):
     """What tools/ensemble.py takes: files as they are, checkpoints run once."""
     dataset = DataSet("test", str(data / "val.json"), str(data))
-    rest = (dataset, tmp_path, "cpu", 0, lambda text: None)
+    rest = (dataset, tmp_path, "cpu", 0)
     assert predictions_of("a/b.csv", *rest) == Path("a/b.csv")
     path = predictions_of(CHECKPOINT, *rest)
     assert json.loads(path.read_text()) and predictions_of(CHECKPOINT, *rest) == path

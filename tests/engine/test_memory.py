@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.structures import Boxes, Instances
 
-from detrex_mammo.config import find_shipped, instantiate, load_config
-from detrex_mammo.engine.memory import ERROR, StorageCounter, predict_peak
+from detrex_mammo.config import find_shipped, instantiate, load_config, without_pretrained
+from detrex_mammo.engine.batch_size import fit
+from detrex_mammo.engine.freezing import freeze
+from detrex_mammo.engine.memory import ERROR, StorageCounter, blank_image, predict_peak, step
+from detrex_mammo.engine.optimizer import build_optimizer
 
 ROOT = Path(find_shipped("configs/common/train.py")).parents[2]
 DEMO = "projects/mammography/configs/demo.py"
@@ -29,9 +33,9 @@ size, batch = (int(sys.argv[2]), int(sys.argv[3])), int(sys.argv[4])
 def train():
     model = instantiate(cfg.model).train()
     optimizer = build_optimizer(cfg.optimizer, model)
-    images = [memory._image(size) for _ in range(batch)]
+    images = [memory.blank_image(size) for _ in range(batch)]
     for _ in range(2):
-        memory._step(model, optimizer, images, None)
+        memory.step(model, optimizer, images, None)
 
 torch.nn.Conv2d(3, 8, 3)(torch.zeros(1, 3, 64, 64)).sum().backward()  # loads libraries
 print(peak_of(train).extra)
@@ -76,6 +80,30 @@ def test_parts_of_the_prediction() -> None:
     assert predict_peak(cfg, SIZE, 8).activations < 0.85 * two.activations
 
 
+def test_room_for_denoising_queries() -> None:
+    """Predicted without boxes, against a step that is computed, with as many as a group takes."""
+    cfg = load_config(
+        "projects/deformable_detr/configs/deformable_detr_r50_two_stage_dn_50ep.py",
+        ["model.num_classes=3", "model.transformer.num_encoder_layers=1"],
+    )
+    size = (64, 96)
+    model = instantiate(without_pretrained(cfg.model)).train()
+    freeze(model, cfg.train.freeze)
+    optimizer = build_optimizer(cfg.optimizer, model)
+    image = blank_image(size)
+    boxes = torch.rand(20, 4) * 20 + torch.tensor([0, 0, 30, 30])
+    image["instances"] = Instances(size, gt_boxes=Boxes(boxes), gt_classes=torch.arange(20) % 3)
+    with StorageCounter() as counter:
+        for tensor in (*model.parameters(), *model.buffers()):
+            counter.count(tensor)
+        step(model, optimizer, [image], None)
+        counter.highest = counter.held
+        step(model, optimizer, [image], None)
+    predicted = predict_peak(cfg, size, 1)
+    held = counter.held  # weights, gradients and the optimizer's state, which are not the question
+    assert (predicted.peak - held) / (counter.highest - held) == pytest.approx(1, abs=0.05)
+
+
 @pytest.mark.slow
 def test_a_process_that_trains_needs_what_was_predicted() -> None:
     """On a CPU, in a fresh process whose C library gives back what is freed, within ERROR."""
@@ -94,13 +122,20 @@ def run_tool(*arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.slow
 def test_the_tool() -> None:
-    done = run_tool("--size", "128x96", "--batch", "1", "3", "model.num_classes=5")
+    memory = ["--memory", "2GB", "--processes", "4", "train.batch_size=auto"]
+    done = run_tool("--size", "128x96", "--batch", "1", "3", "model.num_classes=5", *memory)
     assert done.returncode == 0, done.stderr
     rows = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line.strip()}
     parts = ("backbone", "transformer", "input_proj", "class_embed", "bbox_embed")
     count = {name: int(rows[name][0].replace(",", "")) for name in (*parts, "total")}
     assert sum(count[name] for name in parts) == count["total"]
     assert "128x96" in done.stdout and {"1", "3"} <= set(rows)
+    cfg = load_config(DEMO, ["model.num_classes=5"])
+    found = fit(cfg, "cuda", 2 * 10**9, 4)
+    assert (
+        f"with 1.9 GiB free: {found.images} image(s) of up to {found.size[0]}x{found.size[1]} in "
+        f"each process, {4 * found.images} over 4 processes" in done.stdout
+    )
 
 
 @pytest.mark.parametrize(
@@ -108,6 +143,9 @@ def test_the_tool() -> None:
     [
         (["--size", "800"], "--size is '800', but must be HEIGHTxWIDTH"),
         (["--batch", "0"], "--batch is '0'"),
+        (["--memory", "24"], "--memory is '24', but must be an amount such as 24GB"),
+        (["--processes", "0"], "--processes is 0"),
+        (["train.batch_size=auto"], "give the --memory of one process"),
         (["model.num_clases=1"], "unknown key 'model.num_clases'"),
     ],
 )

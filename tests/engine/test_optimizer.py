@@ -4,14 +4,17 @@
 import copy
 import itertools
 import logging
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from detrex_mammo.config import get_config, instantiate_with
-from detrex_mammo.engine.optimizer import keep_implementation, param_groups
+from detrex_mammo.engine.main import main
+from detrex_mammo.engine.optimizer import build_optimizer, keep_implementation, param_groups
 from detrex_mammo.errors import UserError
+from tests.engine.tiny import read_lines, write_config
 
 
 def model() -> nn.ModuleDict:
@@ -61,16 +64,74 @@ def test_rule_that_fits_nothing_warns(caplog) -> None:
 
 
 @pytest.mark.parametrize(
-    "rule", [{"pattern": "x", "lr_multiplyer": 1}, {"lr_multiplier": 1}, {"pattern": "("}]
-)
+    "rule",
+    [
+        {"pattern": "x", "lr_multiplyer": 1}, {"lr_multiplier": 1}, {"pattern": "("}, "backbone",
+        {"pattern": "x", "lr_multiplier": "ten"}, {"pattern": "x", "lr_multiplier": -1},
+        {"pattern": "x", "weight_decay": -0.1},
+    ],
+)  # fmt: skip
 def test_rule_of_another_form_is_refused(rule: dict) -> None:
     with pytest.raises(UserError, match="optimizer.params.rules"):
         param_groups(model(), 1.0, rules=[rule])
+    with pytest.raises(UserError, match="must be a list of rules"):
+        param_groups(model(), 1.0, rules="backbone")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [("lr", -1, "rate: -1"), ("weight_decay", -1, "value: -1"), ("betas", 3, "'int' object")],
+)
+def test_what_an_optimizer_refuses_is_one_sentence(name: str, value, expected: str) -> None:
+    node = get_config("configs/common/optim.py").AdamW
+    node[name] = value
+    with pytest.raises(UserError, match=f"optimizer refuses its settings .*{expected}"):
+        build_optimizer(node, model())
 
 
 def test_frozen_model_is_refused() -> None:
     with pytest.raises(UserError, match="no trainable parameter"):
         param_groups(model().requires_grad_(False), 1.0)
+
+
+OTHERS = {
+    "SGD": "momentum=0.9, nesterov=True",
+    "Adam": "",
+    "AdamW": "foreach=True",
+    "Adagrad": "",
+    "RMSprop": "momentum=0.5",
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_any_optimizer_of_torch_by_config(tmp_path: Path, name: str) -> None:
+    """Two steps, and two more after a resume, are the four steps of one run; weights move."""
+    path = Path(write_config(tmp_path))
+    text = path.read_text().replace("torch.optim.AdamW)", f"torch.optim.{name})")
+    path.write_text(text.replace("    lr=1e-2,\n", f"    lr=1e-2, {OTHERS[name]}\n"))
+    config, output = ["--config-file", str(path)], f"train.output_dir={tmp_path / 'whole'}"
+    main([*config, "train.max_iter=4", output])
+    main([*config, "train.max_iter=2"])
+    main([*config, "train.max_iter=4", "--resume"])
+    whole, parts = (
+        torch.load(tmp_path / run / "model_final.pth", weights_only=True)
+        for run in ("whole", "run")
+    )
+    for key, value in whole["model"].items():
+        assert torch.equal(parts["model"][key], value), key
+    assert parts["trainer"]["optimizer"]["kind"] == name
+    losses = read_lines(tmp_path / "run/metrics.json", "total_loss")
+    assert losses == read_lines(tmp_path / "whole/metrics.json", "total_loss")
+    assert len(losses) == len(set(losses)) == 4
+
+
+def test_the_state_of_another_optimizer_is_refused(tmp_path: Path) -> None:
+    path = Path(write_config(tmp_path))
+    main(["--config-file", str(path), "train.max_iter=1"])
+    path.write_text(path.read_text().replace("torch.optim.AdamW)", "torch.optim.Adagrad)"))
+    with pytest.raises(UserError, match="optimizer AdamW, but the config's is Adagrad") as caught:
+        main(["--config-file", str(path), "--resume"])
+    assert "\n" not in str(caught.value)
 
 
 def test_shipped_adamw_is_fused() -> None:

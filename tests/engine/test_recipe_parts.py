@@ -85,6 +85,8 @@ def test_training_starts_from_the_average_only_when_told(tmp_path: Path) -> None
             f"train.output_dir={output}")  # fmt: skip
         found = load(output / "model_final.pth")["model"]
         assert all(torch.equal(found[name], value) for name, value in expected.items())
+        told = f"holds weights and their average: train.init.weights={weights} takes the"
+        assert told in (output / "log.txt").read_text()
     plain = f"train.init_checkpoint={tmp_path / 'ema/model_final.pth'}"
     with pytest.raises(UserError, match="train.init.weights is 'ema', but .* holds no average"):
         run(config, plain, "train.init.weights=ema", f"train.output_dir={tmp_path / 'none'}")

@@ -60,6 +60,12 @@ def test_a_wrong_request_is_one_sentence(arguments: list[str], told: str, tmp_pa
         submit(TOOL, arguments, tmp_path)
 
 
+@pytest.mark.parametrize("numbers", [(0, 1), (1, -1)])
+def test_no_machine_is_one_sentence(numbers: tuple[int, int], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="both are at least 1"):
+        submit(TOOL, ARGUMENTS, tmp_path, *numbers)
+
+
 def test_without_the_package_it_is_one_sentence(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UserError, match=r"not installed: pip install 'detrex_mammo\[tune\]'"):
@@ -73,15 +79,18 @@ def test_a_preempted_job_saves_and_its_next_start_resumes(tmp_path: Path, monkey
     arguments = ["--config-file", write_config(tmp_path), "train.max_iter=20000"]
     arguments += ["dataloader.evaluator=null", "train.checkpointer.period_epochs=0"]
     arguments += ["train.log_period=50"]
+    # Cancelling sends SIGINT, which what runs in the background ignores, and its children too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     job = submit(TOOL, arguments, tmp_path / "logs", cluster="local", timeout_min=20)
-    wait_for(tmp_path, starts=1)
-    run = read_status(tmp_path / "run/status.json")[0]["pid"]
-    os.kill(parent_of(run), signal.SIGUSR1)
     try:
+        wait_for(tmp_path, starts=1)
+        run = read_status(tmp_path / "run/status.json")[0]["pid"]
+        os.kill(parent_of(run), signal.SIGUSR1)
         lines = wait_for(tmp_path, starts=2)
     finally:
         job.cancel()
         job.wait()
+        signal.signal(signal.SIGINT, before)
     states = [line["status"] for line in lines]
     end = states.index("INTERRUPTED")
     assert lines[end]["exit_code"] == 138 and states[end + 1] == "STARTED"

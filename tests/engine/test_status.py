@@ -224,3 +224,45 @@ def test_a_full_disk_is_told_once_and_breaks_nothing(tmp_path: Path, monkeypatch
     for _ in range(3):
         file.write("RUNNING")
     assert len(told) == 1 and "No space left" in told[0] and not file.path.exists()
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from detrex_mammo.engine.status import StatusFile, reported
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+folder = Path(sys.argv[1])
+with reported(folder, "training"):
+    for number in range(3):
+        StatusFile(folder).write("RUNNING", number=number, text="x" * 300)
+    size = (folder / "status.json").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, size + 20))
+    StatusFile(folder).write("RUNNING", number=3)
+    raise {error}
+"""
+
+
+@pytest.mark.parametrize(("error", "code"), [("SystemExit(143)", 143), ("MemoryError", 1)])
+def test_the_end_is_there_even_if_the_disk_is_full(tmp_path: Path, error: str, code: int) -> None:
+    """Twenty bytes are left: a part of a line is taken back, the last takes an earlier one's."""
+    command = [sys.executable, "-c", FULL.format(error=error), str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, capture_output=True)
+    lines = read(tmp_path)
+    assert [line["status"] for line in lines[:-1]] == ["STARTED", "RUNNING", "RUNNING"]
+    assert [line["number"] for line in lines[1:-1]] == [0, 1]
+    assert lines[-1]["status"] in ENDS and lines[-1]["exit_code"] == code
+
+
+def test_an_end_without_room_leaves_the_file_alone(tmp_path: Path, monkeypatch) -> None:
+    """A start and nothing behind it: there is no line to give up."""
+    path = tmp_path / "status.json"
+    append(str(path), json.dumps({"status": "STARTED", "pid": 7}))
+    before = path.read_text()
+
+    def full(path: str, line: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(status.status_watch, "append", full)
+    with pytest.raises(OSError, match="No space left"):
+        status.status_watch.append_end(str(path), json.dumps({"status": "FAILURE"}))
+    assert path.read_text() == before

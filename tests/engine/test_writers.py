@@ -3,6 +3,7 @@
 
 import importlib.machinery
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -91,6 +92,26 @@ def test_an_error_is_told_once_and_breaks_nothing(tmp_path: Path, monkeypatch, f
     log = (run / "log.txt").read_text()
     assert log.count("wandb fails") == 1 and len(fake.named("init")) == 1
     assert "the run goes on: ConnectionError: no route to the server" in log
+
+
+@pytest.mark.parametrize("hangs_at", ["init", "log", "finish"])
+def test_a_server_that_does_not_answer_does_not_hold_up_the_run(
+    tmp_path: Path, monkeypatch, hangs_at: str
+) -> None:
+    """It hangs until the test is over; two steps may wait for it."""
+    fake, over = Fake("wandb"), threading.Event()
+    fake.__dict__[hangs_at] = lambda *args, **more: over.wait(120)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setattr(writers, "MOST_WAITING", 2 if hangs_at == "log" else 1000)
+    monkeypatch.setattr(writers, "CLOSE_SECONDS", 0.3)
+    try:
+        call(write_config(tmp_path), "train.writers=[wandb]")
+        log = (tmp_path / "run/log.txt").read_text()
+        assert not over.is_set() and log.count("wandb fails, the run goes on: ") == 1
+        told = "2 steps wait" if hangs_at == "log" else "has not taken everything within 0.3 s"
+        assert told in log and (tmp_path / "run/model_final.pth").is_file()
+    finally:
+        over.set()
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,58 @@ def test_timm_batch_norms_can_be_frozen():
     assert "FrozenBatchNorm2d" in kinds and not any("BatchNorm2d" == kind for kind in kinds)
 
 
+def gradients(backbone, runs):
+    """Of all that trains, with the norms' statistics; from one seed, two images."""
+    hooks = [
+        module.register_forward_hook(lambda m, *_: runs.append(m))
+        for module in backbone.modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    ]
+    torch.manual_seed(3)
+    features = backbone(torch.randn(2, 3, 96, 64))
+    sum(feature.square().mean() for feature in features.values()).backward()
+    for hook in hooks:
+        hook.remove()
+    found = {name: p.grad for name, p in backbone.named_parameters() if p.grad is not None}
+    return {**found, **dict(backbone.named_buffers())}
+
+
+CHECKPOINTED = {
+    **TIMM,
+    "vit_tiny_patch16_224": {"embed_dim": 24, "depth": 3, "num_heads": 3, "out_indices": (1, 2)},
+}
+
+
+@pytest.mark.parametrize("name", CHECKPOINTED)
+def test_timm_checkpointing_changes_no_number(name):
+    """Gradients and statistics to the last bit, with random depth; all but a stem runs twice."""
+    settings = {"drop_path_rate": 0.3, **CHECKPOINTED[name]}
+    plain = TimmBackbone(name, **settings)
+    backbone = TimmBackbone(name, checkpointing=True, **settings)
+    backbone.load_state_dict(plain.state_dict())
+    once, twice = [], []
+    expected, found = gradients(plain, once), gradients(backbone, twice)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert len(twice) > 1.7 * len(once)
+
+
+@pytest.mark.parametrize("norm", ["FrozenBN", "BN", "GN"])
+@pytest.mark.parametrize("freeze_at", [0, 2, 3])
+def test_resnet_checkpointing_changes_no_number(norm, freeze_at):
+    """As above; what is frozen runs once, and every convolution of a stage that trains twice."""
+    narrow = {"stem_out_channels": 8, "res2_out_channels": 16, "freeze_at": freeze_at, "norm": norm}
+    plain, backbone = build_resnet(26, **narrow), build_resnet(26, **narrow, checkpointing=True)
+    backbone.load_state_dict(plain.state_dict())
+    runs = []
+    expected, found = gradients(plain, []), gradients(backbone, runs)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    for module_name, module in backbone.named_modules():
+        if isinstance(module, nn.Conv2d):
+            stage = 1 if module_name.startswith("stem") else int(module_name[3])
+            is_again = stage > freeze_at and stage > 1
+            assert runs.count(module) == 1 + is_again, module_name
+
+
 def test_timm_mistakes_are_one_sentence():
     for arguments, settings, message in (
         (("resnet51_nosuch",), {}, "no such model"),

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from detrex_mammo.errors import UserError
 from detrex_mammo.modeling import HungarianMatcher, SetCriterion
 from detrex_mammo.modeling.criterion import global_num_boxes
 
@@ -43,6 +44,42 @@ def test_losses_by_hand():
     assert losses.keys() == expected.keys()
     for name, value in expected.items():
         assert float(losses[name]) == pytest.approx(value, abs=1e-6), name
+
+
+def test_quality_by_hand():
+    """As above, with the IoU 1/3 of the matched boxes to the power 2 as its score: 1/9.
+
+    Five negatives 5 * 3/16 log 2 and |1/9 - 1/2|^2 / 4 log 2 = 49/1296 log 2; box losses stay.
+    """
+    boxes = torch.tensor([[[0.6, 0.5, 0.2, 0.2], [0.1, 0.1, 0.1, 0.1]]], requires_grad=True)
+    output = {"pred_logits": torch.zeros(1, 2, 3), "pred_boxes": boxes}
+    target = {"labels": torch.tensor([2]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}
+    losses = criterion(iou_power=2.0)([output], None, [target])
+    expected = 2 * (15 / 16 + 49 / 1296) * math.log(2)
+    assert float(losses["loss_class"]) == pytest.approx(expected, abs=1e-6)
+    assert not losses["loss_class"].requires_grad  # boxes are not moved to suit the score
+    plain = criterion()([output], None, [target])
+    for name in ("loss_bbox", "loss_giou"):
+        assert torch.equal(losses[name], plain[name])
+
+
+def test_quality_of_perfect_boxes_is_the_plain_loss():
+    """IoU 1 to any power, and any IoU to a power of almost 0; images without boxes too."""
+    targets = random_targets((3, 0))
+    output = random_output()
+    output["pred_boxes"][0, :3] = targets[0]["boxes"]
+    output["pred_logits"][0, :3] = torch.nn.functional.one_hot(targets[0]["labels"], 3) * 6.0
+    plain = criterion()([output], output, targets)
+    for power in (0.5, 2.0):
+        found = criterion(iou_power=power)([output], None, targets)
+        torch.testing.assert_close(found["loss_class"], plain["loss_class"], rtol=0, atol=1e-5)
+    output = random_output()
+    plain = criterion()([output], output, targets)
+    found = criterion(iou_power=1e-9)([output], output, targets)
+    for name in ("loss_class", "loss_bbox", "loss_giou_enc"):
+        torch.testing.assert_close(found[name], plain[name], rtol=0, atol=1e-4)
+    with pytest.raises(UserError, match="iou_power of the criterion is -1"):
+        criterion(iou_power=-1)
 
 
 def test_names_and_weights():

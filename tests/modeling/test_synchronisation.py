@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from detrex_mammo.modeling import DeformableDETR, HungarianMatcher
+from detrex_mammo.modeling.denoising import Denoising
+from detrex_mammo.modeling.hybrid_matching import HybridMatching
 from tests.modeling.tiny_detector import make_inputs, tiny_detector
 
 
@@ -44,7 +46,16 @@ def fake(monkeypatch):
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
-VARIANTS = [{}, {"with_box_refine": True, "two_stage": True}]
+TWO_STAGE = {"with_box_refine": True, "two_stage": True}
+VARIANTS = [{}, TWO_STAGE, {**TWO_STAGE, "further": True}]
+
+
+def build(further=False, **settings):
+    """``further``: with queries that only training has."""
+    if further:
+        settings["hybrid"] = HybridMatching(32, True, 9, 2)
+        settings["denoising"] = Denoising(3, 32)
+    return tiny_detector(**settings)
 
 
 @pytest.mark.parametrize("settings", VARIANTS)
@@ -52,7 +63,7 @@ VARIANTS = [{}, {"with_box_refine": True, "two_stage": True}]
 def test_forward_copies_once_to_the_host(fake, settings, sizes):
     inputs = make_inputs(sizes, (2, 1))
     with fake, torch.device("cuda"):
-        detector = tiny_detector(**settings)
+        detector = build(**settings)
     with fake, CopiesToHost() as copies:
         losses = detector(inputs)
     assert all(loss.device.type == "cuda" for loss in losses.values())
@@ -78,7 +89,7 @@ def test_backward_asks_for_no_number(fake, settings):
     """On the CPU, because a backward pass on a GPU, even a fake one, needs its driver."""
     inputs = make_inputs(counts=(2, 1))
     with fake:
-        detector = tiny_detector(**settings)
+        detector = build(**settings)
         losses = detector(inputs)
         sum(losses.values()).backward()
         assert all(parameter.grad is not None for parameter in detector.parameters())

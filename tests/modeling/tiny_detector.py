@@ -20,9 +20,10 @@ def tiny_detector(two_stage=False, with_box_refine=False, backbone=None, **setti
     common |= {key: settings.pop(key) for key in list(settings) if key in common}
     num_classes = settings.pop("num_classes", 3)
     criterion = settings.pop("criterion", SetCriterion(num_classes, HungarianMatcher()))
+    checkpointing = {key: settings.pop(key) for key in list(settings) if "checkpointing" in key}
     transformer = DeformableTransformer(
         num_heads=4, num_encoder_layers=1, num_decoder_layers=2, feedforward_dim=24, **common,
-        encoder_checkpointing=settings.pop("encoder_checkpointing", False),
+        **checkpointing,
     )  # fmt: skip
     if backbone is None:
         backbone = build_resnet(

@@ -7,22 +7,19 @@ The images are looked for in the folder that the variable DETECTRON2_DATASETS na
 """
 
 from detectron2.config import LazyCall as L
-from detectron2.data import (
-    build_detection_test_loader,
-    build_detection_train_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.data.transforms import RandomCrop, RandomFlip
 
 from detrex_mammo.data.coco_mapper import COCOMapper, ResizeShortEdge
+from detrex_mammo.data.loader import build_train_loader
 from detrex_mammo.evaluation.coco import MammographyCOCOEvaluator
 
 short_edges = [480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800]
 
 
-def _coco(filter_empty, rounding):
+def _coco(filter_empty, rounding, sort_window):
     return dict(
-        train=L(build_detection_train_loader)(
+        train=L(build_train_loader)(
             dataset=L(get_detection_dataset_dicts)(
                 names="coco_2017_train", filter_empty=filter_empty
             ),
@@ -49,6 +46,7 @@ def _coco(filter_empty, rounding):
                 ],
             ),
             total_batch_size=16,
+            sort_window=sort_window,  # images that are sorted by size before they are cut
             num_workers=4,
         ),
         test=L(build_detection_test_loader)(
@@ -66,7 +64,9 @@ def _coco(filter_empty, rounding):
     )
 
 
-# As in detrex: images without any box are left out, sizes of resized images are rounded.
-dataloader = _coco(filter_empty=True, rounding="nearest")
-# As published: images without any box are kept, sizes are truncated (480x640 to 800x1066).
-dataloader_as_published = _coco(filter_empty=False, rounding="truncate")
+# As in detrex: images without any box are left out, sizes of resized images are rounded. Images of
+# nearly equal size come together, where detrex has those of one orientation.
+dataloader = _coco(filter_empty=True, rounding="nearest", sort_window=256)
+# As published: images without any box are kept, sizes are truncated (480x640 to 800x1066), and any
+# images come together.
+dataloader_as_published = _coco(filter_empty=False, rounding="truncate", sort_window=0)

@@ -21,6 +21,7 @@ model = L(DeformableDETR)(
         freeze_at=2,  # stem and first stage; 1 (detrex) freezes the stem only
         norm="FrozenBN",
         dc5=False,
+        checkpointing=False,  # as encoder_checkpointing, stage by stage
     ),
     in_features=["res3", "res4", "res5"],
     transformer=L(DeformableTransformer)(
@@ -36,6 +37,7 @@ model = L(DeformableDETR)(
         two_stage="${..two_stage}",
         num_queries="${..num_queries}",
         encoder_checkpointing=False,  # True: less memory for more time
+        decoder_checkpointing=False,
     ),
     criterion=L(SetCriterion)(
         num_classes="${..num_classes}",
@@ -45,6 +47,7 @@ model = L(DeformableDETR)(
         weight_giou=2.0,
         focal_alpha=0.25,
         focal_gamma=2.0,
+        iou_power=0.0,  # above 0: ask for a score of IoU ** iou_power where it is 1 now
     ),
     num_classes=80,
     num_queries=300,
@@ -60,4 +63,6 @@ model = L(DeformableDETR)(
     tiles=None,  # L(Tiles)(height=..., width=...): detect in overlapping tiles
     # L(TestTimeAugmentation)(flips=["none", "vertical"], scales=[1.0, 1.2]): detect in versions
     test_time_augmentation=None,
+    denoising=None,  # queries of training only: L(Denoising)(...), see ..._two_stage_dn_50ep.py
+    hybrid=None,  # the same: L(HybridMatching)(...), see ..._two_stage_hybrid_12ep.py
 )

@@ -22,6 +22,7 @@ def table(num_features: int, num_extra: int) -> list[Entry]:
     return [
         *backbone_rules("backbone.", DETECTRON2),
         Dropped(r"backbone\..+\.num_batches_tracked", COUNTERS),
+        Dropped(r"(denoising|hybrid)\..+", "queries that only training has"),
         *same("input_proj.{i}.0.{p}", "input_proj.{i}.1.{p}"),
         *transformer(),
         *heads(),

@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from detrex_mammo.data.checks.findings import Findings, Repairs
 from detrex_mammo.data.checks.patients import keeper, patient_key, side_of
 from detrex_mammo.data.checks.picture import Picture, describe_picture
 from detrex_mammo.data.checks.similar import near_identical
 from detrex_mammo.data.checks.structure import is_frame, leads_out
 from detrex_mammo.data.coco_table import CocoTable
+from detrex_mammo.progress import counted
 
 MISSING, UNREADABLE = "files that do not exist", "files that cannot be read"
 NO_FRAME = "frames that their file does not have, or that a file of several needs"
@@ -66,7 +65,7 @@ def check_pixels(
         else:
             _leave_out(findings, repairs, MISSING, job[0], users)
     pictures, names = [], []
-    results = tqdm(_map(jobs, workers), "pictures", len(jobs), disable=not progress, leave=False)
+    results = counted(_map(jobs, workers), "checking", len(jobs), is_shown=progress)
     for job, found in zip(jobs, results):
         if isinstance(found, str):
             what = NO_FRAME if _FRAME_SENTENCE.search(found) else UNREADABLE

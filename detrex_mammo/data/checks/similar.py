@@ -4,9 +4,9 @@
 from collections.abc import Iterator
 
 import numpy as np
-from tqdm import tqdm
 
 from detrex_mammo.data.checks.picture import MIRROR, NUM_SIGNS, THUMBNAIL, Picture
+from detrex_mammo.progress import counted
 
 # Of 255 signs as many may differ in a candidate. Measured on 8 films: the same one at half its
 # size, as JPEG, mirrored, inverted or cropped differs in up to 13, of another gamma (0.7) in up
@@ -31,7 +31,7 @@ def near_identical(
     whole, breast = signs[:, 0], signs[:, 1]
     least = NUM_SIGNS - 2 * MOST_SIGNS
     blocks = range(0, len(pictures), _BLOCK)
-    for start in tqdm(blocks, "comparing", disable=not progress, leave=False):
+    for start in counted(blocks, "comparing", unit="block", is_shown=progress):
         block = slice(start, start + _BLOCK)
         agree = np.abs(whole[block] @ whole[start:].T)
         np.maximum(agree, np.abs((whole[block] * MIRROR) @ whole[start:].T), out=agree)

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from detrex_mammo.data.convert import tables
 from detrex_mammo.data.convert.dataset import Dataset
 from detrex_mammo.data.convert.headers import BadImage, read_header
 from detrex_mammo.data.grey_levels import apply_window, stretch
 from detrex_mammo.data.image_io import write_png16
+from detrex_mammo.progress import counted
 
 WRITES_IMAGES = True
 _KEY = ("PatientID", "StudyUID", "View")
@@ -62,7 +62,7 @@ def convert(root: Path, out: Path, negatives: int = 0) -> Dataset:
         else:
             slices[_key(cells), int(index)].append((where, cells))
     (out / "images").mkdir(parents=True, exist_ok=True)
-    for (volume, index), found in tqdm(slices.items(), desc="BCS-DBT", unit="slice", disable=None):
+    for (volume, index), found in counted(slices.items(), "BCS-DBT", unit="slice"):
         image = _add_slice(dataset, root, out, places, volume, index, found[0][0])
         for where, cells in found:
             _add_box(dataset, image, where, cells)

@@ -21,11 +21,10 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from tqdm import tqdm
-
 from detrex_mammo.data.convert import masks, tables
 from detrex_mammo.data.convert.dataset import Dataset
 from detrex_mammo.data.convert.headers import BadImage, Header, add_file, read_header
+from detrex_mammo.progress import counted
 
 TYPES = ("mass", "calcification")
 _FOLDER = re.compile(r"(Mass|Calc)-(Training|Test)_(P_\d+)_(LEFT|RIGHT)_([A-Z]+)(?:_\d+)?")
@@ -100,7 +99,7 @@ def convert(
             kind = TYPES[path.name.startswith("calc")]
             _add_row(dataset, files, views, where, kind, cells)
     _mend_splits(dataset, views, leak)
-    for view in tqdm(views.values(), desc="CBIS-DDSM", unit="film", disable=None):
+    for view in counted(views.values(), "CBIS-DDSM", unit="film"):
         _add_view(dataset, root, view, category)
     dataset.report.add("kept", "no normal films: false positives are counted on abnormal ones only")
     return dataset

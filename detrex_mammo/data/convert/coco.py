@@ -12,11 +12,10 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tqdm import tqdm
-
 from detrex_mammo.data.convert.dataset import IMAGE_KEYS, SOURCES, Dataset
 from detrex_mammo.data.convert.source import Source, add_common_arguments
 from detrex_mammo.errors import UserError
+from detrex_mammo.progress import counted
 
 _LISTS = ("images", "annotations", "categories")
 _SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|val|test)(?![a-z])", re.IGNORECASE)
@@ -205,7 +204,7 @@ class _File:
         """Add all that the file lists; returns its boxes."""
         for index, entry in enumerate(content["categories"]):
             self._add_category(entry, f"{self.name}: categories[{index}]")
-        bar = tqdm(content["images"], desc=self.name, unit="image", disable=None)
+        bar = counted(content["images"], self.name)
         for index, entry in enumerate(bar):
             self._add_image(entry, f"{self.name}: images[{index}]")
         for index, entry in enumerate(content["annotations"]):

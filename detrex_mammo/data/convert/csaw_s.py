@@ -19,13 +19,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from detrex_mammo.data.convert import masks, tables
 from detrex_mammo.data.convert.dataset import Dataset
 from detrex_mammo.data.convert.headers import BadImage, add_file
 from detrex_mammo.data.convert.source import split_of
 from detrex_mammo.errors import UserError
+from detrex_mammo.progress import counted
 
 TISSUES = (
     "cancer",
@@ -92,7 +91,7 @@ def convert(
         dataset.report.add("dropped", "masks without an image", stem)
     images = {**all_images, **images}  # an image may lie in another reader's folder only
     splits = _Splits(dataset, root, training_subset)
-    for stem, path in tqdm(sorted(images.items()), desc="CSAW-S", unit="image", disable=None):
+    for stem, path in counted(sorted(images.items()), "CSAW-S"):
         wanted = {name: found[stem, f"_{name}"] for name in classes if (stem, f"_{name}") in found}
         known = splits.of(_patient(stem), is_test="test_data" in path.relative_to(root).parts)
         if known is None:

@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from detrex_mammo.data.convert import masks, tables
 from detrex_mammo.data.convert.dataset import Dataset
 from detrex_mammo.data.convert.headers import BadImage, Header, add_file, read_header
 from detrex_mammo.data.convert.mini_mias import CLASSES
+from detrex_mammo.progress import counted
 
 _NUMBER = re.compile(r"IMG[\s_-]*0*(\d+)", re.IGNORECASE)
 _MASK_FOLDER = re.compile(r"mask|annotation|\broi", re.IGNORECASE)
@@ -76,7 +76,7 @@ def convert(root: Path, out: Path, origin: str = "auto", min_pixels: int = 50) -
         dataset.report.add("dropped", "images without a line in the list", images[number].name)
     if origin == "auto":
         origin = _vote(entries, images, found)
-    for number, entry in tqdm(entries.items(), desc="DMID", unit="image", disable=None):
+    for number, entry in counted(entries.items(), "DMID"):
         if number not in images:
             dataset.report.add("dropped", "images that are missing", f"IMG{number:03d}")
             continue

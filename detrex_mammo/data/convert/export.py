@@ -17,12 +17,12 @@ from typing import Any
 from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
 
 import yaml
-from tqdm import tqdm
 
 from detrex_mammo.data.convert.dataset import Dataset, Report
 from detrex_mammo.data.convert.source import SPLITS
 from detrex_mammo.data.dataset_folder import write_json
 from detrex_mammo.errors import UserError
+from detrex_mammo.progress import counted
 
 PLACES = ("none", "link", "copy")
 _Box = dict[str, Any]
@@ -87,7 +87,7 @@ class Export:
     def entries(self, title: str) -> Iterator[Entry]:
         """Each image with a name of its own."""
         taken: set[str] = set()
-        for image in tqdm(self.dataset.images, desc=title, unit="image", disable=None):
+        for image in counted(self.dataset.images, title):
             name = _plain(image["file_name"].replace("/", "__"))
             path = PurePosixPath(name)
             stem, number = path.stem, 2

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 from xml.parsers.expat import ExpatError
 
-from tqdm import tqdm
-
 from detrex_mammo.data.convert import tables
 from detrex_mammo.data.convert.dataset import Dataset
 from detrex_mammo.data.convert.headers import add_file, add_raw_argument
+from detrex_mammo.progress import counted
 
 # as written, in lower case: class; None has no meaning
 CLASSES: dict[str, str | None] = {
@@ -89,7 +88,7 @@ def convert(
     dataset = Dataset("inbreast", classes)
     rows = _read_table(dataset, folder)
     xmls = {path.stem: path for path in sorted(folder.glob("AllXML/*.xml"))}
-    for path in tqdm(files, desc="INbreast", unit="image", disable=None):
+    for path in counted(files, "INbreast"):
         match = _FILE.fullmatch(path.name)
         if match is None:
             dataset.report.add("dropped", "files not named as INbreast's", path.name)

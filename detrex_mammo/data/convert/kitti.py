@@ -13,12 +13,11 @@ from collections import defaultdict
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tqdm import tqdm
-
 from detrex_mammo.data.convert.dataset import Dataset
 from detrex_mammo.data.convert.shards import write_shards
 from detrex_mammo.data.convert.source import Source, add_common_arguments, read_lines, split_of
 from detrex_mammo.errors import UserError
+from detrex_mammo.progress import counted
 
 _IMAGE_FOLDERS, _LABEL_FOLDERS = ("images", "image_2", "image"), ("labels", "label_2", "label")
 _NUM_NUMBERS = 14  # after the type; one more is a score
@@ -115,7 +114,7 @@ def _add_sequences(
         labels = _folder(source, sequence, folders[1], _LABEL_FOLDERS) or images
         split = split_of(PurePosixPath(sequence).name) if has_splits else ""
         files = source.images_below(images)
-        for relative in tqdm(files, desc=sequence, unit="image", disable=None):
+        for relative in counted(files, sequence):
             stem = PurePosixPath(relative).relative_to(images).with_suffix(".txt")
             sequence_of[relative] = sequence
             reader.add(relative, f"{labels}/{stem}", split)

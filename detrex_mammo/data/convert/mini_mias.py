@@ -12,11 +12,10 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from tqdm import tqdm
-
 from detrex_mammo.data.convert import tables
 from detrex_mammo.data.convert.dataset import Dataset
 from detrex_mammo.data.convert.headers import BadImage, add_file, read_header
+from detrex_mammo.progress import counted
 
 SIZE = 1024
 CLASSES = {
@@ -59,7 +58,7 @@ def convert(root: Path, out: Path) -> Dataset:
             dataset.report.add("dropped", "rows that cannot be read", f"{info.name} line {number}")
     for name in sorted(set(films) - set(rows)):
         dataset.report.add("dropped", "films without a row", films[name].name)
-    for name, found in tqdm(rows.items(), desc="mini-MIAS", unit="film", disable=None):
+    for name, found in counted(rows.items(), "mini-MIAS", unit="film"):
         _add_film(dataset, root, films.get(name), name, found)
     return dataset.without_damaged()
 

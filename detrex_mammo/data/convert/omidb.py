@@ -16,12 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from detrex_mammo.data.convert import tables
 from detrex_mammo.data.convert.dataset import Dataset
 from detrex_mammo.data.convert.headers import add_file, add_raw_argument
 from detrex_mammo.errors import UserError
+from detrex_mammo.progress import counted
 
 # feature of a mark: class; the first that is set counts
 CLASSES = {
@@ -68,7 +67,7 @@ def convert(
     tables.find(root, ["data/*/imagedb_*.json", "data/*/IMAGEDB_*.json"], "client of OMI-DB")
     logger.disable("omidb")  # it logs what it leaves out; the report counts that
     dataset = Dataset("omi-db", CATEGORIES)
-    for name in tqdm(sorted(DB(root / "data").clients), "OMI-DB", unit="client", disable=None):
+    for name in counted(sorted(DB(root / "data").clients), "OMI-DB", unit="client"):
         clients = list(DB(root / "data", root / "images", clients=[name]))
         marks_in_file = _marks_in_file(root / "data" / name)
         if not clients or marks_in_file is None:

@@ -10,10 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from detrex_mammo.data.convert.dataset import Report
 from detrex_mammo.errors import UserError
+from detrex_mammo.progress import Progress
 
 _LONGEST_CELL = 1 << 20
 
@@ -78,13 +77,7 @@ def read_cells(
     try:
         with (
             open(path, encoding="utf-8-sig", errors=errors, newline="") as file,
-            tqdm(
-                desc=title,
-                total=path.stat().st_size,
-                unit="B",
-                unit_scale=True,
-                disable=None if title else True,
-            ) as bar,
+            Progress(title, path.stat().st_size, "B", is_shown=bool(title)) as bar,
         ):
             lines = (line.replace("\0", "") for line in _counted(file, bar))
             reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=is_strict)
@@ -95,7 +88,7 @@ def read_cells(
         raise UserError(f"table {str(path)!r} cannot be read as UTF-8 text ({error})") from error
 
 
-def _counted(lines: Iterable[str], bar: tqdm) -> Iterator[str]:
+def _counted(lines: Iterable[str], bar: Progress) -> Iterator[str]:
     for line in lines:
         bar.update(len(line))
         yield line

@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from detrex_mammo.data.convert import masks, tables
 from detrex_mammo.data.convert.dataset import Dataset
 from detrex_mammo.data.convert.headers import add_file, add_raw_argument
 from detrex_mammo.errors import UserError
+from detrex_mammo.progress import counted
 
 # The order is the rank: the first of several is the primary one.
 CATEGORIES = (
@@ -82,7 +81,7 @@ def convert(
             images[cells["image_id"]] = None
             dataset.report.add("dropped", "images with a finding that cannot be read", where)
     rows = _image_rows(dataset, root) + rows
-    for where, cells in tqdm(rows, desc="VinDr-Mammo", unit="row", disable=None):
+    for where, cells in counted(rows, "VinDr-Mammo", unit="row"):
         if cells["image_id"] in images:
             continue
         image = None

@@ -12,7 +12,6 @@ from typing import Any
 from xml.etree.ElementTree import Element, ParseError
 
 from defusedxml.ElementTree import parse
-from tqdm import tqdm
 
 from detrex_mammo.data.convert.dataset import Dataset
 from detrex_mammo.data.convert.source import (
@@ -23,6 +22,7 @@ from detrex_mammo.data.convert.source import (
     split_of,
 )
 from detrex_mammo.errors import UserError
+from detrex_mammo.progress import counted
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _OTHER_LISTS = {"Segmentation", "Layout", "Action"}  # of ImageSets, beside Main
@@ -63,7 +63,7 @@ def convert(
     entries = _listed_images(source)
     if not entries:
         raise UserError(f"--root {str(root)!r} holds no image: give the folder of a VOC dataset")
-    for relative, split in tqdm(entries, desc="VOC", unit="image", disable=None):
+    for relative, split in counted(entries, "VOC"):
         _add(source, relative, split, without_labels == "negative", one_based)
     return source.finish()
 

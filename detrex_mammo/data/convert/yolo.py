@@ -13,7 +13,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
-from tqdm import tqdm
 
 from detrex_mammo.data.convert.dataset import Dataset
 from detrex_mammo.data.convert.source import (
@@ -25,6 +24,7 @@ from detrex_mammo.data.convert.source import (
     split_of,
 )
 from detrex_mammo.errors import UserError
+from detrex_mammo.progress import counted
 
 _DESCRIPTIONS = ("data.yaml", "dataset.yaml", "data.yml")
 _NAME_LISTS = ("classes.txt", "obj.names", "labels/classes.txt", "classes.names")
@@ -65,7 +65,7 @@ def convert(
     entries = _described_images(source, description) or _images_in_folders(source)
     if not entries:
         raise UserError(f"--root {str(root)!r} holds no image: give the folder of a YOLO dataset")
-    for relative, split in tqdm(entries, desc="YOLO", unit="image", disable=None):
+    for relative, split in counted(entries, "YOLO"):
         _add(source, relative, split, names, without_labels == "negative")
     return source.finish()
 

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from detrex_mammo.errors import UserError
+from detrex_mammo.evaluation.files import whole_file
 from detrex_mammo.evaluation.report.content import INTERVAL, Card, Number, Report, Table, View
+from detrex_mammo.progress import counted
 
 Picture = Callable[[View], bytes | None]
 
@@ -43,7 +45,7 @@ def write_report(folder: str | Path, report: Report, picture: Picture | None = N
         for table in tables:
             write_csv(folder / "tables" / f"{table.key}.csv", table)
         page = folder / "index.html"
-        with open(page, "w", encoding="utf-8", errors="replace") as file:
+        with whole_file(page) as path, open(path, "w", encoding="utf-8", errors="replace") as file:
             _write_page(file.write, report, tables, picture)
     except OSError as error:
         raise UserError(
@@ -88,14 +90,12 @@ def _write_pictures(write, cards: list[Card], picture: Picture | None) -> None:
     """Each picture in an element of its own, which costs nothing until it is looked at."""
     if picture is None:
         return
-    number = 0
-    for card in cards:
-        for view in card.views:
-            data = picture(view)
-            if data:
-                text = base64.b64encode(data).decode("ascii")
-                write(f'<script type="text/plain" id="picture{number}">{text}</script>\n')
-            number += 1
+    views = [view for card in cards for view in card.views]
+    for number, view in enumerate(counted(views, "report", unit="picture")):
+        data = picture(view)
+        if data:
+            text = base64.b64encode(data).decode("ascii")
+            write(f'<script type="text/plain" id="picture{number}">{text}</script>\n')
 
 
 def _figure(plot) -> str:
