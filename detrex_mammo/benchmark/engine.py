@@ -106,16 +106,17 @@ def _accumulation(session: Session) -> None:
 
 
 def child_accumulated(size: list[int], batches: int, threads: int) -> int:
-    """Most bytes that the process holds in an optimizer step of so many batches of one image.
+    """Most bytes that the process holds in optimizer steps of so many batches of one image.
 
     A step on a small image comes first, so that libraries are loaded and the optimizer has its
-    state.
+    state. Of a single batch there are a few steps, as in a run: each begins with the gradients of
+    the one before.
     """
     torch.set_num_threads(threads)
     subject = our_subject("cpu")
     _trainer(subject, TINY_SIZE, 1).train(0, 1)
     trainer = _trainer(subject, size, batches)
-    return peak_of(lambda: trainer.train(0, 1)).highest
+    return peak_of(lambda: trainer.train(0, 4 if batches == 1 else 1)).highest
 
 
 def _trainer(subject: Subject, size: Sequence[int], batches: int) -> Trainer:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import distributed as dist
@@ -165,8 +166,9 @@ def _store() -> dist.Store:
 class SaveAndLeave(HookBase):
     """Ends the run once any process has got a signal; register it right after the checkpoints.
 
-    All processes learn of it together, with the losses of a step. A run of one process that an
-    error ends (an image that cannot be read, say) is saved as well, as it was before that step.
+    All processes learn of it together, with the losses of a step. A run that an error ends (NaN in
+    the losses, an image that cannot be read) is saved as well, as it was before that step, if all
+    processes know of it.
 
     Args:
         checkpointer: of the run.
@@ -193,8 +195,8 @@ class SaveAndLeave(HookBase):
     def after_train(self) -> None:
         """Save the step whose evaluation was left, unless it is one of an earlier start."""
         trainer = self.trainer
-        if trainer.before is not None:
-            self._save_step_before()
+        if trainer.unfinished is not None:
+            self._save_step_before(*trainer.unfinished)
         if not trainer.signals.has_left:
             return
         logger.warning("the evaluation is left, --resume makes it again")
@@ -202,21 +204,19 @@ class SaveAndLeave(HookBase):
             self._save()
             comm.synchronize()  # nobody leaves before the file is there
 
-    def _save_step_before(self) -> None:
-        """What the last whole step left, after a step that has failed before it changed anything.
-
-        Several processes cannot do it: they do not fail together.
-        """
+    def _save_step_before(self, step: int, generators: dict[str, torch.Tensor]) -> None:
+        """What the step before left, after a step that has failed before it changed a weight."""
         trainer = self.trainer
-        if comm.get_world_size() > 1 or trainer.iter <= trainer.start_iter:
+        fail_together = comm.get_world_size() == 1 or trainer.nan.has_stopped
+        if not fail_together or step <= trainer.start_iter:
             return
-        rng.set_torch_states(trainer.before, trainer.device)
-        trainer.iter -= 1
+        rng.set_torch_states(generators, trainer.device)
+        now, trainer.iter = trainer.iter, step - 1
         try:
             self._save()
         except UserError as error:  # the disk's, which must not hide the reason
             logger.warning("%s", error)
-        trainer.iter += 1
+        trainer.iter = now
 
     def _save(self) -> None:
         step = self.trainer.iter

@@ -37,6 +37,7 @@ class NanPolicy:
         in_row: steps that were left out since the last good one.
         overflows: steps since then whose gradients overflowed in fp16, as happens now and then.
         skipped: steps of the run that were left out by this policy.
+        has_stopped: it has ended the run, in all processes.
 
     Raises:
         UserError: a policy that there is not.
@@ -60,6 +61,7 @@ class NanPolicy:
         self.policy, self.limit, self.scaler = policy, limit, scaler
         self.dump: Callable[[int, list[Kept], Mapping[str, float]], str] = lambda *_: ""
         self.in_row = self.overflows = self.skipped = 0
+        self.has_stopped = False
 
     def judge(
         self, step: int, metrics: Mapping[str, float], batch: LargeBatch, totals: Sequence[float]
@@ -123,12 +125,14 @@ class NanPolicy:
     def _stop(self, step: int, bad: Mapping[str, float], batch: LargeBatch) -> UserError:
         place = self.dump(step, batch.kept, bad)
         comm.synchronize()  # nobody leaves before all have written
+        self.has_stopped = True
         kept = f"; tools/replay_batch.py {place} tells where it begins" if place else ""
         row = f" in the {self.in_row}th step in a row" if self.in_row > 1 else ""
+        self.in_row, self.skipped = self.in_row - 1, self.skipped - 1  # a resumed run does it again
         return UserError(
             f"training stopped at step {step} before the weights were changed, because "
             f"{_describe(bad)}{row}: lower optimizer.lr, lengthen the warm-up, or set "
-            f"train.amp.enabled=False{kept}"
+            f"train.amp.enabled=False, and go on with --resume{kept}"
         )
 
 

@@ -32,10 +32,14 @@ _SIGNAL = "signal"  # among the numbers of a step
 class _Metrics:
     """What one step measured; ``values`` may still be on their way to the host."""
 
-    iter: int
     names: list[str]
     values: torch.Tensor  # of these names, then the total of each small batch of this process
     batch: LargeBatch
+    begun: tuple[int, dict[str, torch.Tensor]]
+
+    @property
+    def iter(self) -> int:
+        return self.begun[0]
 
 
 class Trainer(SimpleTrainer):
@@ -58,8 +62,9 @@ class Trainer(SimpleTrainer):
         signals: those that ask this process to leave.
         is_interrupted: some process has got one; known to all in the same step.
         is_stopped: set by a hook to end training after its step.
-        before: states of torch's generators at the beginning of a step, as long as it has changed
-            nothing else; None outside of that.
+        unfinished: number of a step that would have to be done again if the run ended here, and the
+            states of torch's generators at its beginning; None outside of steps, and while the
+            weights are changed.
     """
 
     def __init__(
@@ -95,7 +100,7 @@ class Trainer(SimpleTrainer):
         self.nan = NanPolicy(nan_policy, nan_limit, self.grad_scaler)
         self.signals = Signals()
         self.is_interrupted = self.is_stopped = False
-        self.before: dict[str, torch.Tensor] | None = None
+        self.unfinished: tuple[int, dict[str, torch.Tensor]] | None = None
 
     def train(self, start_iter: int, max_iter: int) -> None:
         """Run steps ``start_iter`` to ``max_iter - 1``.
@@ -128,7 +133,7 @@ class Trainer(SimpleTrainer):
 
     def run_step(self) -> None:
         """One optimizer step, on ``accumulate`` batches."""
-        self.before = rng.torch_states(self.device)
+        begun = self.unfinished = (self.iter, rng.torch_states(self.device))
         with summed_losses(self.model, self.accumulate > 1) as has_sums:
             batch = LargeBatch(self.accumulate, has_sums)
             for index in range(self.accumulate):
@@ -142,10 +147,10 @@ class Trainer(SimpleTrainer):
             self.after_backward()
         grad_norm = clip_gradients(self.parameters, self.max_norm, self.norm_type)
         values = self._reduce(losses, grad_norm)
-        self.before = None
+        self.unfinished = None
         self._update(values.isfinite().all())
         host = torch.cat((values, torch.stack(batch.totals))).to("cpu", non_blocking=True)
-        self.unread = _Metrics(self.iter, [*losses, "grad_norm", _SIGNAL], host, batch)
+        self.unread = _Metrics([*losses, "grad_norm", _SIGNAL], host, batch, begun)
         if self.copied is None:
             self.read_metrics()
         else:
@@ -225,13 +230,13 @@ class Trainer(SimpleTrainer):
         step, self.unread = self.unread, None
         if self.copied is not None:
             self.copied.synchronize()
-        before, self.before = self.before, None  # bad numbers are of a step that is not kept
         values = step.values.tolist()
         metrics = dict(zip(step.names, values))
         self.is_interrupted |= metrics.pop(_SIGNAL) > 0
         # All processes see the same numbers, so all go on, or none.
+        now, self.unfinished = self.unfinished, step.begun
         self.nan.judge(step.iter, metrics, step.batch, values[len(step.names) :])
-        self.before = before
+        self.unfinished = now
         now, self.storage.iter = self.storage.iter, step.iter
         losses = [value for name, value in metrics.items() if name != "grad_norm"]
         # JSON cannot hold what is not finite; after an overflow in fp16 that is the norm alone.

@@ -59,8 +59,7 @@ def build_resnet(
         num_groups (int): of the 3x3 convolution (ResNeXt).
         width_per_group (int, optional): channels of each group in res2; derived from
             ``res2_out_channels`` (a quarter in all) when None.
-        checkpointing (bool): in training compute each stage again in the backward pass instead of
-            keeping its activations; same numbers, less memory, more time.
+        checkpointing (bool): in training compute each stage again in the backward pass.
 
     Returns:
         ResNet: detectron2's class, with its names; norms that do not change are folded into the
@@ -71,14 +70,13 @@ def build_resnet(
     """
     _check_resnet(depth, out_features, freeze_at, dc5, num_groups)
     block, num_blocks = RESNET_DEPTHS[depth]
-    norm = group_norm if norm == "GN" else norm
     out_channels = res2_out_channels or (256 if block is BottleneckBlock else 64)
     group_width = width_per_group or out_channels // 4 // num_groups
     in_channels, stages = stem_out_channels, []
     for index, count in enumerate(num_blocks):
         is_dilated = dc5 and index == 3
         strides = [1 if index == 0 or is_dilated else 2] + [1] * (count - 1)
-        kwargs = {"stride_per_block": strides, "norm": norm}
+        kwargs = {"stride_per_block": strides, "norm": _norm(norm)}
         if block is BottleneckBlock:
             kwargs["bottleneck_channels"] = num_groups * group_width * 2**index
             kwargs["num_groups"] = num_groups
@@ -87,11 +85,16 @@ def build_resnet(
         kwargs |= {"in_channels": in_channels, "out_channels": out_channels}
         stages.append(ResNet.make_stage(block, count, **kwargs))
         in_channels, out_channels = out_channels, out_channels * 2
-    stem = BasicStem(in_channels=3, out_channels=stem_out_channels, norm=norm)
+    stem = BasicStem(in_channels=3, out_channels=stem_out_channels, norm=_norm(norm))
     resnet = ResNet(stem, stages, out_features=list(out_features), freeze_at=freeze_at)
     for stage in resnet.stages if checkpointing else ():
         recomputation.recompute(stage)
     return fold_fixed_norms(resnet)
+
+
+def _norm(name: str | Callable[[int], nn.Module]) -> str | Callable[[int], nn.Module]:
+    """Ours for "GN", detectron2's for any other name."""
+    return group_norm if name == "GN" else name
 
 
 def _check_resnet(depth, out_features, freeze_at, dc5, num_groups) -> None:

@@ -116,6 +116,19 @@ def test_step_that_cannot_be_read_loses_no_step_before_it(
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_nan_loses_no_step_before_it(processes: int, tmp_path: Path) -> None:
+    """Step 4 lies within an epoch; what made the NaN is repaired before the run goes on."""
+    settings = [*RANDOM, "--num-gpus", str(processes)]
+    run(faulty_config(tmp_path, "whole"), *settings)
+    config = faulty_config(tmp_path)
+    with pytest.raises(UserError, match=r"stopped at step 4 .*--resume; .*nan_step_4"):
+        run(config, *settings, "model.nan_at=4")
+    assert (tmp_path / "run/last_checkpoint").read_text() == "model_0000003.pth"
+    run(config, *settings, "--resume")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
 def kill_at_random(folder: Path, count: int, seed: int) -> None:
     """Kill a run of 12 steps ``count`` times at moments anywhere between start and end.
 
