@@ -50,6 +50,14 @@ def test_config_loads_and_its_yaml_is_the_same_config(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", CONFIGS)
+def test_learning_rate_is_that_of_the_shipped_batch(path: str) -> None:
+    """``train.scale_lr`` changes it only where the batch is another one."""
+    cfg = load_config(path)
+    batch = cfg.dataloader.train.total_batch_size * cfg.train.accumulate
+    assert cfg.train.scale_lr.reference == batch
+
+
+@pytest.mark.parametrize("path", CONFIGS)
 def test_config_trains_and_evaluates_at_tiny_size(path: str, tmp_path: Path) -> None:
     cfg = load_config(path, ["train.fast_dev_run=True"])
     make_tiny(cfg, write_coco(tmp_path), tmp_path / "out")

@@ -44,8 +44,8 @@ train = dict(
     # Images computed at a time, over all processes: a number, "auto" for as many as fit into memory
     # (config.yaml then holds the number), or None for dataloader.train.total_batch_size.
     batch_size=None,
-    # Batches in one optimizer step, which is that of one batch of all their images (to the last
-    # digit where they are padded alike); total_batch_size stays what is computed at a time.
+    # Batches in one optimizer step, which is that of one batch of all their images (but for
+    # rounding, where they are padded alike); total_batch_size stays what is computed at a time.
     accumulate=1,
     # Clip the gradient's norm over all parameters; the norm is logged either way.
     clip_grad=dict(enabled=True, params=dict(max_norm=0.1, norm_type=2.0)),
@@ -54,7 +54,8 @@ train = dict(
     # fp16. After more than limit such steps in a row the run stops in any case.
     nan=dict(policy="stop", limit=10),
     # Exponential moving average of the weights, in every checkpoint beside them and evaluated under
-    # keys that begin with "ema/"; warmup: steps until decay is nearly reached.
+    # keys that begin with "ema/". After so many steps as warmup has, decay is at 63 % of its value,
+    # after three times as many at 95 %.
     ema=dict(enabled=False, decay=0.9999, warmup=2000),
     # Checkpoint every so many epochs (fractions allowed, 0: at the end only), keep the newest few;
     # two at least, so that there is one to fall back on.

@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +133,8 @@ def dry_run(cfg: DictConfig, device: str) -> Plan | None:
         setup.start_log(folder)
         setup.seed_all(trial.train.seed + comm.get_rank())
         train(trial, device, folder, resume=False)
-        plan = make_plan(cfg, folder) if comm.is_main_process() else None
+        batches = _test_batches(cfg)
+        plan = make_plan(cfg, folder, batches) if comm.is_main_process() else None
     if plan is not None:
         print(f"dry run, nothing of it is left; the run in {output}:\n{plan.table()}", flush=True)
         plan.check_disk(output)
@@ -163,12 +164,13 @@ def _trial_folder(output: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def make_plan(cfg: DictConfig, folder: Path) -> Plan:
+def make_plan(cfg: DictConfig, folder: Path, test_batches: Mapping[str, int]) -> Plan:
     """What the run will need, from the files of the small one.
 
     Args:
         cfg: of the real run.
         folder: of the small one.
+        test_batches: number of them in each test set, by its name.
     """
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     step = [line for line in read_status(folder / STATUS) if "seconds_per_step" in line][-1]
@@ -180,7 +182,7 @@ def make_plan(cfg: DictConfig, folder: Path) -> Plan:
     if "evaluation" in record:
         period = steps(settings.eval_period_epochs, per_epoch)
         evaluations = math.ceil(total / period) if period else 1
-        seconds = _evaluation_seconds(cfg, record["evaluation"])
+        seconds = _evaluation_seconds(test_batches, record["evaluation"])
     return Plan(
         images=training["images"],
         batch=training["batch"],
@@ -206,12 +208,18 @@ def _num_checkpoints(settings: DictConfig, total: int, per_epoch: int) -> int:
     return periodic + 2 + bool(settings.best.metric)
 
 
-def _evaluation_seconds(cfg: DictConfig, speed: dict[str, Any]) -> float:
+def _test_batches(cfg: DictConfig) -> dict[str, int]:
+    """Of each test set that is evaluated; the processes read it together."""
+    nodes = by_name(cfg.dataloader.test) if by_name(cfg.dataloader.get("evaluator")) else {}
+    return {name: len(build_test_loader(node)) for name, node in nodes.items()}
+
+
+def _evaluation_seconds(test_batches: Mapping[str, int], speed: dict[str, Any]) -> float:
     """Of all test sets, by the speed at which two batches of each were evaluated."""
     seconds = 0.0
-    for name, node in by_name(cfg.dataloader.test).items():
+    for name, count in test_batches.items():
         measured = speed.get(name, {}) if name else speed
         if measured.get("images_per_second"):
-            images = len(build_test_loader(node)) * max(measured["batch_size"], 1)
+            images = count * max(measured["batch_size"], 1)
             seconds += images / measured["images_per_second"]
     return seconds

@@ -86,8 +86,10 @@ class Evaluation:
         # A trial run predicts a part of the images only.
         self.reports = bool(cfg.train.get("report")) and first_batches is None
         self.model_name = Path(str(cfg.train.output_dir)).name
+        self.has_losses = bool(cfg.train.eval_loss)
+        needs_targets = self.has_losses or bool(cfg.train.get("tensorboard_images"))
         self.parts = [
-            _build_part(name, test, evaluator, cfg.train.eval_loss, first_batches)
+            _build_part(name, test, evaluator, needs_targets, first_batches)
             for name, test, evaluator in _pairs(cfg.dataloader)
         ]
         for part in self.parts if self.reports else ():
@@ -132,15 +134,11 @@ class Evaluation:
             with interruption.main_process_works():
                 if comm.is_main_process():
                     write_report(part.evaluator_node, part.test_node, self.model_name)
-        if part.loss_loader is not None:
-            loader = WatchedLoader(part.loss_loader, f"validation loss{of}")
+        if self.has_losses:
+            loader = WatchedLoader(part.target_loader, f"validation loss{of}")
             results = {**results, "val": validation_losses(self.model, loader)}
             interruption.leave_if_asked()  # the loop may have ended early
         return dict(results)
-
-    def numbers(self) -> dict[str, float]:
-        """Evaluate; the finite numbers alone, which is what detectron2's event storage takes."""
-        return {name: value for name, value in flatten(self()).items() if math.isfinite(value)}
 
 
 @dataclass
@@ -152,7 +150,7 @@ class _Part:
     evaluator: DatasetEvaluator
     test_node: DictConfig
     evaluator_node: Any
-    loss_loader: Any = None
+    target_loader: Any = None
 
     @property
     def folders(self) -> list[Path]:
@@ -164,12 +162,12 @@ class _Part:
 
 
 def _build_part(
-    name: str, test: DictConfig, evaluator: Any, with_loss: bool, first_batches: int | None
+    name: str, test: DictConfig, evaluator: Any, needs_targets: bool, first_batches: int | None
 ) -> _Part:
     loader = build_test_loader(test, first_batches)
     part = _Part(name, loader, build_evaluator(evaluator), test, evaluator)
-    if with_loss:
-        part.loss_loader = build_test_loader(with_targets(test), first_batches)
+    if needs_targets:
+        part.target_loader = build_test_loader(with_targets(test), first_batches)
     return part
 
 

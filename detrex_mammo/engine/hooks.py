@@ -69,12 +69,20 @@ class Checkpoints(HookBase):
     Args:
         checkpointer (RunCheckpointer): writes only in the main process.
         period (int): steps; 0 saves at the end only.
-        max_to_keep (int): ``model_final.pth`` is not counted.
+        max_to_keep (int): ``model_final.pth`` is not counted; 0 keeps all.
+
+    Raises:
+        UserError: a number to keep that cannot be.
     """
 
     def __init__(self, checkpointer: RunCheckpointer, period: int, max_to_keep: int):
         self.checkpointer = checkpointer
         self.period = period
+        if type(max_to_keep) is not int or max_to_keep < 0:
+            raise UserError(
+                f"train.checkpointer.max_to_keep is {max_to_keep!r}, but must be a whole number, 0 "
+                "to keep all"
+            )
         self.max_to_keep = max_to_keep
 
     def after_step(self) -> None:

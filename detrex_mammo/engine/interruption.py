@@ -25,7 +25,6 @@ from torch import distributed as dist
 
 from detrex_mammo.engine import rng
 from detrex_mammo.engine.checkpointer import RunCheckpointer
-from detrex_mammo.errors import UserError
 
 logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -167,8 +166,8 @@ class SaveAndLeave(HookBase):
     """Ends the run once any process has got a signal; register it right after the checkpoints.
 
     All processes learn of it together, with the losses of a step. A run that an error ends (NaN in
-    the losses, an image that cannot be read) is saved as well, as it was before that step, if all
-    processes know of it.
+    the losses, an image that cannot be read, an evaluation) is saved as well, as the last whole
+    step has left it, if all processes know of the error.
 
     Args:
         checkpointer: of the run.
@@ -183,6 +182,7 @@ class SaveAndLeave(HookBase):
         Raises:
             Interrupted: in every process, when the checkpoint is on the disk.
         """
+        self.trainer.unfinished = (self.trainer.iter + 1, None)
         if not self.trainer.is_interrupted:
             return
         number = max(comm.all_gather(self.trainer.signals.received))
@@ -204,18 +204,20 @@ class SaveAndLeave(HookBase):
             self._save()
             comm.synchronize()  # nobody leaves before the file is there
 
-    def _save_step_before(self, step: int, generators: dict[str, torch.Tensor]) -> None:
-        """What the step before left, after a step that has failed before it changed a weight."""
+    def _save_step_before(self, step: int, generators: dict[str, torch.Tensor] | None) -> None:
+        """What the step before left, after an error that has changed nothing of it."""
         trainer = self.trainer
         fail_together = comm.get_world_size() == 1 or trainer.nan.has_stopped
         if not fail_together or step <= trainer.start_iter:
             return
-        rng.set_torch_states(generators, trainer.device)
         now, trainer.iter = trainer.iter, step - 1
         try:
+            if generators is not None:
+                rng.set_torch_states(generators, trainer.device)
             self._save()
-        except UserError as error:  # the disk's, which must not hide the reason
-            logger.warning("%s", error)
+            comm.synchronize()  # nobody leaves before the file is there
+        except Exception as error:  # the disk's or a broken device's: the first one is the reason
+            logger.warning("step %d is not saved: %s", step - 1, error)
         trainer.iter = now
 
     def _save(self) -> None:

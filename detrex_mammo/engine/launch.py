@@ -229,7 +229,7 @@ def join(
         if isinstance(place, str):
             wait = timedelta(seconds=join_seconds())
             place = next(dist.rendezvous(place, rank, world_size, timeout=wait))[0]
-        meet(place, rank, world_size, local_size)
+        place = meet(place, rank, world_size, local_size)
         place.set_timeout(TIMEOUT)
         dist.init_process_group(
             backend="nccl" if device == "cuda" else "gloo",

@@ -9,7 +9,6 @@ evaluation is of the same predictions, rules and version too.
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,6 +25,7 @@ from detrex_mammo.checkpoint.reading import (
     source_sha256,
 )
 from detrex_mammo.engine.checkpoint_run import CheckpointRun
+from detrex_mammo.engine.integrity import replace_text
 from detrex_mammo.errors import UserError
 from detrex_mammo.evaluation.assess.settings import AssessSettings
 from detrex_mammo.evaluation.predictions import write_predictions
@@ -244,12 +244,9 @@ class Pair:
         )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            partial = self.folder / f"{PREDICTIONS}.partial"
-            write_predictions(records, partial)
-            os.replace(partial, path)
+            write_predictions(records, path)
             key["predictions_sha256"] = file_sha256(path)
-            partial.write_text(json.dumps(key, indent=1) + "\n", encoding="utf-8")
-            os.replace(partial, source)
+            replace_text(source, json.dumps(key, indent=1) + "\n")
         except OSError as error:
             raise UserError(f"{str(self.folder)!r} cannot be written: {error.strerror}") from error
         return path, False

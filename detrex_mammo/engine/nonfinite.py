@@ -116,6 +116,7 @@ class NanPolicy:
     def _count_overflow(self, step: int) -> None:
         self.overflows += 1
         if self.overflows > MAX_OVERFLOWS:
+            self.has_stopped = True
             raise UserError(
                 f"training stopped at step {step}: in fp16 the gradients have overflowed in "
                 f"{self.overflows} steps in a row, down to a scale of {self.scaler.get_scale():g}; "

@@ -26,8 +26,9 @@ def build_optimizer(node: DictConfig, model: nn.Module) -> torch.optim.Optimizer
         return instantiate_with(node, "optimizer", params=groups)
     except UserError:
         raise
-    except (ValueError, TypeError) as error:
-        raise UserError(f"the optimizer refuses its settings in the config: {error}") from error
+    except (ValueError, TypeError, IndexError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"the optimizer refuses its settings in the config: {reason}") from error
 
 
 def param_groups(

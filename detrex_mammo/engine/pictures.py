@@ -13,8 +13,7 @@ from detectron2.evaluation import inference_context
 
 from detrex_mammo.engine import rng
 from detrex_mammo.engine.evaluation import Evaluation
-from detrex_mammo.engine.loaders import build_test_loader, class_table, dataset_names
-from detrex_mammo.engine.validation import with_targets
+from detrex_mammo.engine.loaders import class_table, dataset_names
 from detrex_mammo.inference.drawing import draw_predictions
 
 logger = logging.getLogger(__name__)
@@ -26,7 +25,8 @@ class PredictionPictures(HookBase):
     Only in the main process; what fails here is logged once, and the run goes on.
 
     Args:
-        evaluation: of the run; register this hook after that of the evaluation.
+        evaluation: of the run, built with ``train.tensorboard_images``; register this hook after
+            that of the evaluation.
         count: images of each test loader.
     """
 
@@ -57,8 +57,7 @@ class PredictionPictures(HookBase):
         model = self.evaluation.model
         for part in self.evaluation.parts:
             names = class_table(dataset_names(part.test_node))["names"]
-            loader = build_test_loader(with_targets(part.test_node))
-            images = (item for batch in loader for item in batch)
+            images = (item for batch in part.target_loader for item in batch)
             with inference_context(model), torch.no_grad():
                 for number, item in enumerate(islice(images, self.count)):
                     output = model([item])[0]["instances"].to("cpu")

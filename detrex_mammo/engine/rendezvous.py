@@ -5,10 +5,12 @@ The process that starts the others on the machine with rank 0 keeps the store, o
 before anybody else hears of it; so two runs on one machine never meet.
 """
 
+import hashlib
 import logging
 import os
 import socket
 import time
+import uuid
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -22,6 +24,7 @@ JOIN_SECONDS = 1800.0  # machines of a cluster do not start together
 TELL_SECONDS = 30.0  # between two lines about what is waited for
 LOOK_SECONDS = 0.2
 REACH_SECONDS = 5.0  # for one attempt to reach the store
+_HERE = "detrex_mammo/here"
 
 
 def join_seconds() -> float:
@@ -131,8 +134,11 @@ def claim(store: dist.Store, rank: int) -> None:
         )
 
 
-def meet(store: dist.Store, rank: int, world_size: int, local_size: int) -> None:
-    """Wait until all processes are here.
+def meet(store: dist.Store, rank: int, world_size: int, local_size: int) -> dist.Store:
+    """Wait until all processes are here, and know of each other.
+
+    torchrun keeps its store when it starts lost processes again, with all that earlier ones have
+    put there. So each comes with a word of its own, and all must have seen the words of all.
 
     Args:
         store: common to all.
@@ -140,21 +146,41 @@ def meet(store: dist.Store, rank: int, world_size: int, local_size: int) -> None
         world_size: number of processes.
         local_size: of them on each machine.
 
+    Returns:
+        Store: common to these processes alone.
+
     Raises:
         UserError: some have not come in time.
     """
-    names = [f"detrex_mammo/here/{other}" for other in range(world_size)]
-    store.set(names[rank], "1")
+    own = uuid.uuid4().hex
+    here = [f"{_HERE}/{other}" for other in range(world_size)]
+    store.set(here[rank], own)
+    seen = here
+
+    def is_over() -> bool:
+        nonlocal seen
+        if not store.check(here):
+            return False
+        words = [word.decode() for word in store.multi_get(here)]
+        seen = [f"{_HERE}/{_digest(words)}/{other}" for other in range(world_size)]
+        if words[rank] == own:
+            store.set(seen[rank], "1")
+        return store.check(seen)
 
     def describe() -> str:
-        missing = [other for other, name in enumerate(names) if not store.check([name])]
+        missing = [other for other, name in enumerate(seen) if not store.check([name])]
         machines = sorted({other // local_size for other in missing})
         return (
             f"{len(missing)} of {world_size} processes, of the machine(s) with rank "
             f"{', '.join(map(str, machines))}"
         )
 
-    _wait(lambda: store.check(names), describe, tell=rank % local_size == 0)
+    _wait(is_over, describe, tell=rank % local_size == 0)
+    return dist.PrefixStore(seen[0], store)
+
+
+def _digest(words: list[str]) -> str:
+    return hashlib.sha256(" ".join(words).encode()).hexdigest()
 
 
 def _wait(is_over: Callable[[], bool], describe: Callable[[], str], tell: bool = True) -> None:

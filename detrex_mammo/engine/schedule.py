@@ -7,7 +7,7 @@ Every schedule is a curve over the run times a linear warm-up.
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from detrex_mammo.errors import UserError
 
@@ -25,7 +25,7 @@ class Schedule:
             has it; else at step 0, under the warm-up.
 
     Raises:
-        UserError: more than one length is given, or one that cannot be.
+        UserError: more than one length is given, or a value that cannot be.
     """
 
     warmup_iters: int = 0
@@ -35,16 +35,17 @@ class Schedule:
     after_warmup: bool = False
 
     def __post_init__(self) -> None:
+        for item in fields(self):
+            if type(item.default) in (int, float):
+                value = getattr(self, item.name)
+                _check(item.name, value, _is_amount(value), "a number, 0 or more")
         lengths = {
             name: getattr(self, name) for name in ("warmup_iters", "warmup_epochs", "warmup_share")
         }
         told = ", ".join(f"{name}={value}" for name, value in lengths.items() if value)
         if sum(bool(value) for value in lengths.values()) > 1:
             raise UserError(f"lr_multiplier has {told}: set one of them")
-        if min(lengths.values()) < 0 or self.warmup_share > 1:
-            raise UserError(
-                f"lr_multiplier has {told}: a length is 0 or more, and a share at most 1"
-            )
+        _check("warmup_share", self.warmup_share, self.warmup_share <= 1, "at most 1")
 
     def __call__(self, iteration: int, iters_per_epoch: int, max_iter: int) -> float:
         """Multiplier of the learning rate for one step.
@@ -90,9 +91,12 @@ class MultiStepSchedule(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        is_list = isinstance(self.milestones, Sequence) and not isinstance(self.milestones, str)
+        is_list = is_list and all(map(_is_amount, self.milestones))
+        _check("milestones", self.milestones, is_list, "a list of epochs")
         self.milestones = [float(milestone) for milestone in self.milestones]
-        if self.milestones != sorted(self.milestones):
-            raise UserError(f"lr_multiplier.milestones is {self.milestones}, but must ascend")
+        is_sorted = self.milestones == sorted(self.milestones)
+        _check("milestones", self.milestones, is_sorted, "in ascending order")
 
     def curve(self, epoch: float, share: float) -> float:
         return self.gamma ** bisect_right(self.milestones, epoch)
@@ -194,6 +198,10 @@ def _between(low: float, high: float, part: float) -> float:
     return low + (high - low) * part
 
 
-def _check(name: str, value: float, is_right: bool, allowed: str) -> None:
+def _is_amount(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
+
+
+def _check(name: str, value: object, is_right: bool, allowed: str) -> None:
     if not is_right:
-        raise UserError(f"lr_multiplier.{name} is {value}, but must be {allowed}")
+        raise UserError(f"lr_multiplier.{name} is {value!r}, but must be {allowed}")

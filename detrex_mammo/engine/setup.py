@@ -39,8 +39,10 @@ def resolve_device(name: str) -> str:
 
 def choose_seed(seed: int) -> int:
     """``train.seed``, or one drawn from the system for -1; the same in every process."""
+    if type(seed) is not int or seed < -1:
+        raise UserError(f"train.seed is {seed!r}, but must be a whole number, -1 to draw one")
     if seed >= 0:
-        return int(seed)
+        return seed
     drawn = secrets.randbelow(2**31)
     return comm.all_gather(drawn)[0]
 

@@ -26,6 +26,7 @@ from detectron2.utils import comm
 from detrex_mammo.engine import status_watch
 from detrex_mammo.engine.evaluation import Evaluation, flatten
 from detrex_mammo.engine.record import now, peak_memory
+from detrex_mammo.engine.supervision import LOST_SENTENCE, is_lost_connection
 from detrex_mammo.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -124,6 +125,9 @@ def describe_end(error: BaseException) -> dict[str, Any]:
         return {"status": INTERRUPTED, "exit_code": code, "message": "interrupted by Ctrl-C"}
     if isinstance(error, SystemExit):
         return _describe_exit(error.code)
+    if isinstance(error, RuntimeError) and is_lost_connection(error):
+        message = f"the main process {LOST_SENTENCE}"  # the other one's exit code counts
+        return {"status": FAILURE, "exit_code": None, "message": message}
     message = f"{type(error).__name__}: {message}".rstrip(": ")
     return {"status": FAILURE, "exit_code": 1, "message": message[:2000]}
 

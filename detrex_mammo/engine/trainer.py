@@ -24,6 +24,7 @@ from detrex_mammo.engine.interruption import Signals
 from detrex_mammo.engine.nonfinite import NanPolicy
 from detrex_mammo.engine.optimizer import keep_implementation
 from detrex_mammo.engine.sharding import clip_gradients, is_sharded, local, states_are_whole
+from detrex_mammo.errors import UserError
 
 _SIGNAL = "signal"  # among the numbers of a step
 
@@ -62,9 +63,9 @@ class Trainer(SimpleTrainer):
         signals: those that ask this process to leave.
         is_interrupted: some process has got one; known to all in the same step.
         is_stopped: set by a hook to end training after its step.
-        unfinished: number of a step that would have to be done again if the run ended here, and the
-            states of torch's generators at its beginning; None outside of steps, and while the
-            weights are changed.
+        unfinished: number of the step that would have to be done first if the run ended here, and
+            the states of torch's generators before it, if they are others now; None while weights
+            and averages are changed.
     """
 
     def __init__(
@@ -86,6 +87,11 @@ class Trainer(SimpleTrainer):
         self.amp_dtype = amp_dtype
         self.max_norm = math.inf if max_norm is None else float(max_norm)
         self.norm_type = float(norm_type)
+        if not (self.max_norm > 0 and self.norm_type > 0):
+            raise UserError(
+                f"train.clip_grad.params has max_norm={max_norm} and norm_type={norm_type}, which "
+                "must be above 0: train.clip_grad.enabled=False does not clip"
+            )
         self.log_period = log_period
         self.accumulate = accumulate
         self.data_rng = rng.TorchStream()
@@ -100,7 +106,7 @@ class Trainer(SimpleTrainer):
         self.nan = NanPolicy(nan_policy, nan_limit, self.grad_scaler)
         self.signals = Signals()
         self.is_interrupted = self.is_stopped = False
-        self.unfinished: tuple[int, dict[str, torch.Tensor]] | None = None
+        self.unfinished: tuple[int, dict[str, torch.Tensor] | None] | None = None
 
     def train(self, start_iter: int, max_iter: int) -> None:
         """Run steps ``start_iter`` to ``max_iter - 1``.
@@ -233,10 +239,11 @@ class Trainer(SimpleTrainer):
         values = step.values.tolist()
         metrics = dict(zip(step.names, values))
         self.is_interrupted |= metrics.pop(_SIGNAL) > 0
-        # All processes see the same numbers, so all go on, or none.
-        now, self.unfinished = self.unfinished, step.begun
-        self.nan.judge(step.iter, metrics, step.batch, values[len(step.names) :])
-        self.unfinished = now
+        try:  # All processes see the same numbers, so all go on, or none.
+            self.nan.judge(step.iter, metrics, step.batch, values[len(step.names) :])
+        except UserError:
+            self.unfinished = step.begun  # its weights are those of before
+            raise
         now, self.storage.iter = self.storage.iter, step.iter
         losses = [value for name, value in metrics.items() if name != "grad_norm"]
         # JSON cannot hold what is not finite; after an overflow in fp16 that is the norm alone.

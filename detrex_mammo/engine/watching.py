@@ -44,9 +44,16 @@ def check_watched(cfg: DictConfig, schedule: Any) -> None:
                 f"{told}, but train.eval_period_epochs is {settings.eval_period_epochs}, so it is "
                 "evaluated at the end only: set a period"
             )
-        is_loss = metric.split("/")[-2:-1] == ["val"] and not settings.eval_loss
-        if is_loss and "val" not in by_name(cfg.dataloader.get("test")):
+        if _is_validation_loss(cfg, metric) and not settings.eval_loss:
             raise UserError(f"{told}, but train.eval_loss is False: set train.eval_loss=True")
+
+
+def _is_validation_loss(cfg: DictConfig, metric: str) -> bool:
+    """Whether it is "val/loss" or a part of it; of several test sets the set's name is first."""
+    parts = metric.removeprefix(f"{PREFIX}/").split("/")
+    if parts[0] in by_name(cfg.dataloader.get("test")):
+        parts = parts[1:]
+    return parts[:-1] == ["val"]
 
 
 def _watched(cfg: DictConfig, schedule: Any) -> Iterator[tuple[str, str]]:

@@ -60,7 +60,8 @@ class Denoising(nn.Module):
         embed_dim (int): C; the same as the model's.
         num_groups (int): G; each holds every box once, with other noise. 5 in DN-DETR.
         boxes_per_group (int): of an image with more boxes, each group takes so many at random. It
-            bounds D, which in DINO is at most 200 but for images with over 100 boxes.
+            bounds D, which in DINO is at most 200 but for images with over 100 boxes. The losses
+            are still divided by all boxes.
         label_noise (float): probability that a label is drawn anew from all K; DINO's
             ``label_noise_ratio`` of 0.5 is 0.25 here.
         box_noise (float): each side of a box moves by up to this share of half the box's size, in
@@ -87,11 +88,12 @@ class Denoising(nn.Module):
         weight: float = 1.0,
     ):
         super().__init__()
-        if min(num_groups, boxes_per_group) < 1:
+        counts = (num_groups, boxes_per_group)
+        if min(counts) < 1 or any(type(count) is not int for count in counts):
             raise UserError(
                 f"num_groups of the denoising queries is {num_groups} and boxes_per_group "
-                f"{boxes_per_group}; both must be at least 1; without denoising set "
-                "model.denoising=null"
+                f"{boxes_per_group}; both must be whole numbers of at least 1; without denoising "
+                "set model.denoising=null"
             )
         if not 0 <= label_noise <= 1 or not 0 <= box_noise <= 1 or weight < 0:
             raise UserError(

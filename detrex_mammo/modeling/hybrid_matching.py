@@ -35,11 +35,13 @@ class HybridMatching(nn.Module):
         lambda_one2many: float = 1.0,
     ):
         super().__init__()
-        if min(num_queries_one2many, k_one2many) < 1 or lambda_one2many < 0:
+        counts = (num_queries_one2many, k_one2many)
+        are_counts = min(counts) >= 1 and all(type(count) is int for count in counts)
+        if not are_counts or lambda_one2many < 0:
             raise UserError(
                 f"num_queries_one2many is {num_queries_one2many}, k_one2many {k_one2many} and "
-                f"lambda_one2many {lambda_one2many}; the first two must be at least 1 and the "
-                "last not negative; without hybrid matching set model.hybrid=null"
+                f"lambda_one2many {lambda_one2many}; the first two must be whole numbers of at "
+                "least 1 and the last not negative; without hybrid matching set model.hybrid=null"
             )
         self.embed_dim = embed_dim
         self.two_stage = two_stage

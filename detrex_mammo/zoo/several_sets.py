@@ -5,7 +5,7 @@ Each of them has a name in ``dataloader.test`` and a folder of its own, its eval
 of the run: ``run/inbreast`` stands for this run on this set.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,8 @@ def _folders(config: Mapping[str, Any]) -> dict[str, Path]:
     output = Path((config.get("train") or {}).get("output_dir") or "")
     found = {}
     for name, node in evaluators.items():
-        folder = Path((node or {}).get("output_dir") or "")
+        nodes = node if isinstance(node, Sequence) else [node or {}]
+        folder = Path(next((n["output_dir"] for n in nodes if n.get("output_dir")), ""))
         if tests.get(name) and folder != output and folder.is_relative_to(output):
             found[name] = folder.relative_to(output)
     return found

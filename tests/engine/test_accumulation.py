@@ -25,10 +25,12 @@ from detrex_mammo.engine.main import main
 from detrex_mammo.engine.trainer import Trainer
 from detrex_mammo.engine.training import distribute
 from detrex_mammo.errors import UserError
+from detrex_mammo.modeling.hybrid_matching import HybridMatching
 from tests.engine.small_detector import images, make_detector
 from tests.engine.tiny import TinyDetector, TinyMapper, read_lines, tiny_dataset, write_config
 
 STEPS = 10
+RECIPE_DN = "projects/deformable_detr/configs/deformable_detr_r50_two_stage_dn_50ep.py"
 DDP = {"broadcast_buffers": False, "find_unused_parameters": False}
 
 
@@ -96,6 +98,19 @@ def by_hand(model: nn.Module, size: int, steps: int) -> nn.Module:
         nn.utils.clip_grad_norm_(model.parameters(), 0.1)
         optimizer.step()
     return model
+
+
+def test_queries_of_training_only_equal_those_of_the_large_batch(tmp_path: Path) -> None:
+    """Denoising without noise, as no two batches draw the same, and hybrid matching."""
+    model = make_detector(tmp_path, recipe=RECIPE_DN)
+    model.hybrid = HybridMatching(64, True, num_queries_one2many=8, k_one2many=2)
+    model.denoising.label_noise = model.denoising.box_noise = 0.0
+    model.criterion.iou_power = 2.0
+    large = trained(model, batches(images(), 4), steps=4)
+    small = trained(model, batches(images(), 1), steps=4, accumulate=4)
+    assert_same(small.model, large.model, atol=1e-9)
+    for name in ("loss_class_dn", "loss_giou_dn_0", "loss_bbox_one2many", "loss_class_enc"):
+        assert history(small, name) == pytest.approx(history(large, name), rel=1e-5), name
 
 
 def test_images_of_other_sizes_are_padded_in_their_small_batch_only(detector) -> None:

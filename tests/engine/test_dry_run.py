@@ -1,19 +1,25 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
 """--dry-run leaves nothing, tells what a run needs, and finds what would have stopped it."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
-from detrex_mammo.config import load_config
+from detrex_mammo.config import find_shipped, load_config
 from detrex_mammo.engine import dry_run
 from detrex_mammo.engine.dry_run import Plan
 from detrex_mammo.engine.main import main
 from detrex_mammo.errors import UserError
 from tests.engine.tiny import write_config
+from tests.tiny_configs import write_coco
+
+ROOT = Path(find_shipped("configs/common/train.py")).parents[2]
 
 
 def call(config: str, *arguments: str) -> None:
@@ -121,3 +127,32 @@ def test_print_config_is_a_config_that_runs(tmp_path: Path, capsys) -> None:
     main(["--config-file", str(tmp_path / "printed.yaml")])
     state = torch.load(tmp_path / "run/model_final.pth", weights_only=True)
     assert state["iteration"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--dry-run"], "12 an epoch, 4 a step"),
+        pytest.param(
+            ["train.tensorboard_images=1", "train.max_iter=3"], "summary", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_processes_that_share_their_records_end_together(
+    arguments: list[str], told: str, tmp_path: Path
+) -> None:
+    """The main one alone makes the plan or draws, but all take part in reading the test images."""
+    config = Path(write_config(tmp_path))
+    where = f"name='shared', json_file='{write_coco(tmp_path)}', image_root='{tmp_path}'"
+    text = config.read_text().replace("tiny_dataset)(num_images=5)", f"load_coco_json)({where})")
+    config.write_text("from detrex_mammo.data.datasets import load_coco_json\n" + text)
+    command = [sys.executable, str(ROOT / "tools/train_net.py"), "--config-file", str(config)]
+    done = subprocess.run(
+        [*command, "--num-gpus=2", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=200,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert told in done.stdout

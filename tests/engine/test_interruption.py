@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 import torch
 
+from detrex_mammo.engine import rng, supervision
+from detrex_mammo.engine.nonfinite import NanPolicy
 from detrex_mammo.errors import UserError
 from tests.engine.faults import FaultyMapper, exit_code, faulty_config, run, start
-from tests.engine.tiny import read_lines
+from tests.engine.tiny import TinyEvaluator, read_lines
 
 RANDOM = ["model.dropout=0.1", "dataloader.train.mapper.noise=0.5", "train.ema.enabled=True"]
 KEYS = ("total_loss", "grad_norm", "tiny/error", "ema/tiny/error")
@@ -125,6 +127,88 @@ def test_nan_loses_no_step_before_it(processes: int, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"stopped at step 4 .*--resume; .*nan_step_4"):
         run(config, *settings, "model.nan_at=4")
     assert (tmp_path / "run/last_checkpoint").read_text() == "model_0000003.pth"
+    run(config, *settings, "--resume")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_ctrl_c_between_update_and_metrics_saves_nothing_false(tmp_path: Path, monkeypatch) -> None:
+    """The weights are those after step 4 already: they must not be kept as those before it."""
+    settings = [*RANDOM, "train.checkpointer.period_epochs=0"]
+    run(faulty_config(tmp_path, "whole"), *settings)
+    config, judge = faulty_config(tmp_path), NanPolicy.judge
+
+    def interrupted(policy: NanPolicy, step: int, *arguments: Any) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+        judge(policy, step, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(NanPolicy, "judge", interrupted)
+        run(config, *settings)
+    run(config, *settings, "--resume")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_what_keeps_a_failed_run_from_saving_does_not_hide_why_it_failed(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """As a GPU does that has had an error: nothing works on it any more."""
+
+    def broken(*arguments: Any) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(rng, "set_torch_states", broken)
+    with pytest.raises(UserError, match="stopped at step 4"):
+        run(faulty_config(tmp_path), "model.nan_at=4")
+    assert "step 3 is not saved: CUDA error" in (tmp_path / "run/log.txt").read_text()
+
+
+# The main process takes its time when it writes what a NaN in step 4 has left.
+SLOW = """
+import sys, time
+from detectron2.utils import comm
+from tests.engine.faults import FaultyDetector
+
+class SlowDetector(FaultyDetector):
+    def state_dict(self, *arguments, **settings):
+        if self.training and self.done > 4 and comm.is_main_process():
+            time.sleep(4)
+        return super().state_dict(*arguments, **settings)
+"""
+
+
+@pytest.mark.slow
+def test_all_processes_wait_until_the_step_before_a_nan_is_saved(
+    tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(supervision, "LEAVE_SECONDS", 1)
+    (tmp_path / "slow_detector.py").write_text(SLOW)
+    config = Path(faulty_config(tmp_path))
+    text = config.read_text().replace("L(FaultyDetector)", "L(SlowDetector)")
+    place = f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\n"
+    config.write_text(f"{place}from slow_detector import SlowDetector\n{text}")
+    with pytest.raises(UserError, match="stopped at step 4"):
+        run(str(config), "--num-gpus", "2", "model.nan_at=4")
+    assert (tmp_path / "run/last_checkpoint").read_text() == "model_0000003.pth"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_evaluation_that_fails_loses_no_step(error: type, tmp_path: Path, monkeypatch) -> None:
+    """That of step 5; without it, only the end of the run would be saved."""
+    settings = [*RANDOM, "train.checkpointer.period_epochs=0"]
+    run(faulty_config(tmp_path, "whole"), *settings)
+    config, numbers, process = faulty_config(tmp_path), itertools.count(1), TinyEvaluator.process
+
+    def fail(evaluator: TinyEvaluator, *arguments: Any) -> None:
+        if next(numbers) == 17:  # of 5 images, twice an epoch
+            torch.rand(3)
+            raise error
+        process(evaluator, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(error):
+        patch.setattr(TinyEvaluator, "process", fail)
+        run(config, *settings)
+    assert (tmp_path / "run/last_checkpoint").read_text() == "model_0000005.pth"
     run(config, *settings, "--resume")
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 

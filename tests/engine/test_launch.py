@@ -90,7 +90,7 @@ def test_two_processes_stop_together_on_a_nan(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     with pytest.raises(UserError, match="stopped at step 4 before the weights were changed"):
         main(["--config-file", config, "--num-gpus", "2", "model.nan_at=4"])
-    assert (tmp_path / "run/last_checkpoint").read_text() == "model_0000002.pth"
+    assert (tmp_path / "run/last_checkpoint").read_text() == "model_0000003.pth"
     assert len(read_lines(tmp_path / "run/metrics.json", "total_loss")) == 4
     # Each has left its own batch before any of them was gone.
     assert {path.name for path in (tmp_path / "run/nan_step_4").iterdir()} == {

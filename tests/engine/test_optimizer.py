@@ -80,8 +80,11 @@ def test_rule_of_another_form_is_refused(rule: dict) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
-    [("lr", -1, "rate: -1"), ("weight_decay", -1, "value: -1"), ("betas", 3, "'int' object")],
-)
+    [
+        ("lr", -1, "rate: -1"), ("weight_decay", -1, "value: -1"), ("betas", 3, "'int' object"),
+        ("betas", [0.9], "out of range$"),
+    ],
+)  # fmt: skip
 def test_what_an_optimizer_refuses_is_one_sentence(name: str, value, expected: str) -> None:
     node = get_config("configs/common/optim.py").AdamW
     node[name] = value

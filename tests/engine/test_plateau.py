@@ -5,15 +5,18 @@ import json
 import math
 import random
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from detrex_mammo.config import get_config, instantiate
 from detrex_mammo.engine.history import EvaluationHistory
 from detrex_mammo.engine.plateau import PlateauSchedule
+from detrex_mammo.engine.watching import check_watched
 from detrex_mammo.errors import UserError
 from tests.engine.faults import exit_code, faulty_config, run, start
 from tests.engine.rates import read_rates
@@ -156,6 +159,21 @@ def test_what_will_not_be_evaluated_is_refused(arguments, expected: str, tmp_pat
         run(plateau_config(tmp_path), *PLATEAU, *arguments)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run/metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("metric", "is_refused"),
+    [("one/val/loss", True), ("val/val/loss_bbox", True), ("ema/one/val/loss", True),
+     ("val/bbox/AP50", False), ("val/AP", False)],
+)  # fmt: skip
+def test_validation_loss_of_several_sets_of_which_one_is_named_val(metric, is_refused) -> None:
+    train = get_config("configs/common/train.py").train
+    train.best.metric, train.ema.enabled = metric, True
+    sets = {"one": {"_target_": "a"}, "val": {"_target_": "b"}}
+    cfg = OmegaConf.create({"train": train, "dataloader": {"test": sets, "evaluator": sets}})
+    refused = pytest.raises(UserError, match="set train.eval_loss=True")
+    with refused if is_refused else nullcontext():
+        check_watched(cfg, None)
 
 
 @pytest.mark.parametrize("key", ["lr_multiplier", "train.early_stopping"])

@@ -116,6 +116,10 @@ def test_best_by_a_number_of_the_average_holds_the_average(tmp_path: Path) -> No
         (["train.freeze=backbone"], "train.freeze"),
         (['train.freeze=["backbon"]'], "'backbon', which fits no part .* nearest is 'backbone'"),
         (["train.init.weights=best"], "train.init.weights is 'best'"),
+        (["train.clip_grad.params.max_norm=-1"], "max_norm=-1"),
+        (["train.clip_grad.params.norm_type=0"], "norm_type=0"),
+        (["train.checkpointer.max_to_keep=2.5"], "max_to_keep is 2.5"),
+        (["train.seed=1.5"], "train.seed is 1.5"),
     ],
 )
 def test_wrong_settings_are_one_sentence(arguments, expected: str, tmp_path: Path) -> None:

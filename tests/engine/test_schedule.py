@@ -1,6 +1,8 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
 """Schedules: values worked by hand, and torch's own schedulers of the same curves."""
 
+import math
+
 import pytest
 import torch
 from torch.optim import lr_scheduler
@@ -122,7 +124,13 @@ def test_one_cycle_is_that_of_torch() -> None:
 @pytest.mark.parametrize(
     ("kind", "settings", "expected"),
     [
-        (MultiStepSchedule, {"milestones": [40, 30]}, "must ascend"),
+        (MultiStepSchedule, {"milestones": [40, 30]}, "ascending"),
+        (MultiStepSchedule, {"milestones": "abc"}, "milestones is 'abc', but must be a list"),
+        (MultiStepSchedule, {"milestones": 40}, "milestones is 40, but must be a list"),
+        (MultiStepSchedule, {"milestones": [40, None]}, "must be a list of epochs"),
+        (MultiStepSchedule, {"gamma": None}, "gamma is None, but must be a number"),
+        (CosineSchedule, {"final_factor": -0.1}, "final_factor is -0.1, but must be a number, 0"),
+        (CosineSchedule, {"warmup_factor": math.nan}, "warmup_factor is nan"),
         (
             MultiStepSchedule,
             {"warmup_iters": 5, "warmup_epochs": 1.0},

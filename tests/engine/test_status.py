@@ -18,6 +18,7 @@ from detrex_mammo.engine import status
 from detrex_mammo.engine.main import main
 from detrex_mammo.engine.status import StatusFile, describe_end, read_status, reported
 from detrex_mammo.engine.status_watch import MESSAGE, append
+from detrex_mammo.engine.supervision import LOST_SENTENCE
 from detrex_mammo.errors import UserError
 from tests.engine.tiny import read_lines, write_config
 
@@ -116,6 +117,10 @@ def test_the_sentence_of_a_data_loading_process_is_the_message(tmp_path: Path) -
         (SystemExit(0), ("SUCCESS", 0, "ended")),
         (MemoryError(), ("FAILURE", 1, "MemoryError")),
         (RuntimeError("a\nb"), ("FAILURE", 1, "RuntimeError: a b")),
+        (
+            RuntimeError("[gloo/pair.cc:561] Connection closed by peer [127.0.0.1]:15750"),
+            ("FAILURE", None, f"the main process {LOST_SENTENCE}"),
+        ),
     ],
 )
 def test_every_exception_is_an_end(tmp_path: Path, error: BaseException, expected) -> None:

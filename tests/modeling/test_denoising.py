@@ -167,6 +167,8 @@ def test_transformers_makes_the_same_queries(monkeypatch):
     [
         ({"num_groups": 0}, "num_groups of the denoising queries is 0"),
         ({"boxes_per_group": 0}, "boxes_per_group 0"),
+        ({"num_groups": 1.5}, "num_groups of the denoising queries is 1.5"),
+        ({"boxes_per_group": 2.5}, "boxes_per_group 2.5"),
         ({"label_noise": 1.5}, "label_noise of the denoising queries is 1.5"),
         ({"box_noise": -1}, "box_noise -1"),
         ({"weight": -1}, "weight -1"),

@@ -11,6 +11,7 @@ from detrex_mammo.errors import UserError
 from detrex_mammo.modeling import HungarianMatcher, SetCriterion
 from detrex_mammo.modeling.denoising import Denoising
 from detrex_mammo.modeling.hybrid_matching import HybridMatching
+from detrex_mammo.modeling.training_queries import make_queries
 from tests.modeling.tiny_detector import make_inputs, perturb, tiny_detector
 
 KINDS = {"hybrid": (False, True), "two-stage hybrid": (True, True), "denoising": (True, False),
@@ -186,6 +187,15 @@ def test_without_aux_losses_the_last_layer_alone():
     assert losses.keys() == {f"loss_{n}{s}" for n in ("class", "bbox", "giou") for s in suffixes}
 
 
+def test_groups_of_denoising_queries_do_not_see_one_another():
+    """2 boxes, 2 groups: each is 2 places to put right and 2 to tell apart, 4 of the 8."""
+    targets = [{"labels": torch.tensor([2, 0]), "boxes": torch.rand(2, 4)}]
+    extra = make_queries(targets, 3, Denoising(3, 32, num_groups=2), None).extra
+    hidden = extra.masks(3 + 8, torch.device("cpu"))["self_attn_mask"][3:, 3:]
+    group = torch.tensor([0] * 4 + [1] * 4)
+    assert torch.equal(hidden, group[:, None] != group)
+
+
 def test_one_to_many_matching_by_hand():
     """Targets come k times, image by image; the loss of all is divided by k."""
     targets = [
@@ -210,7 +220,10 @@ def test_settings_that_contradict_each_other_are_refused():
     ):
         with pytest.raises(UserError, match=message):
             tiny_detector(*arguments, **settings)
-    for settings in ({"num_queries_one2many": 0}, {"k_one2many": 0}, {"lambda_one2many": -1.0}):
+    for settings in (
+        {"num_queries_one2many": 0}, {"num_queries_one2many": 2.5}, {"k_one2many": 0},
+        {"k_one2many": 1.5}, {"lambda_one2many": -1.0},
+    ):  # fmt: skip
         with pytest.raises(UserError, match="model.hybrid=null"):
             HybridMatching(32, True, **settings)
 

@@ -38,6 +38,7 @@ def several(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         evaluators[name].update(
             dataset_name=tests[name].dataset.name, output_dir=f"${{train.output_dir}}/{name}"
         )
+    evaluators["near"] = [evaluators["near"]]  # a list will do as well
     found = {}
     for name in ("both", "far"):
         one = copy.deepcopy(cfg)

@@ -25,6 +25,7 @@ optimizer.params.rules = [
 ]
 
 dataloader.train.total_batch_size = 32
+train.scale_lr.reference = 32
 dataloader.train.num_workers = 16
 
 train.init_checkpoint = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"

@@ -21,6 +21,7 @@ dataloader.train.dataset.name = "demo_pretrain_train"
 dataloader.train.dataset.json_file = "datasets/demo_pretrain/train.json"
 dataloader.train.dataset.image_root = "datasets/demo_pretrain"
 dataloader.train.total_batch_size = 4
+train.scale_lr.reference = 4
 dataloader.train.num_workers = 1
 dataloader.test.dataset.name = "demo_pretrain_val"
 dataloader.test.dataset.json_file = "datasets/demo_pretrain/val.json"

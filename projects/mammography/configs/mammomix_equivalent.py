@@ -58,6 +58,7 @@ lr_multiplier.warmup_factor = 0.0
 lr_multiplier.after_warmup = True
 
 train.accumulate = 32
+train.scale_lr.reference = 32
 train.clip_grad.params.max_norm = 5.0
 train.epochs = 100
 train.eval_loss = True
