@@ -3,8 +3,10 @@
 
 import errno
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from detrex_mammo.errors import UserError
 
@@ -23,8 +25,10 @@ def told_in_a_sentence() -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in _FULL:
+    except (OSError, EOFError) as error:
+        if _is_of_a_handover(error):
+            raise _dead_worker("has died") from error
+        if getattr(error, "errno", None) not in _FULL:
             raise
         place = f" for {error.filename!r}" if error.filename else ""
         raise UserError(
@@ -36,8 +40,17 @@ def told_in_a_sentence() -> Iterator[None]:
         if found is None:
             raise
         how = f"was killed ({found[3].strip()})" if found[3] else "has died"
-        raise UserError(
-            f"a process that loads images (pid {found[1]}) {how}, most often because memory or "
-            "/dev/shm is full: lower dataloader.train.num_workers or prefetch_factor and go on "
-            "with --resume"
-        ) from error
+        raise _dead_worker(f"(pid {found[1]}) {how}") from error
+
+
+def _is_of_a_handover(error: BaseException) -> bool:
+    """Whether a process died while it handed over a batch, which torch does not always notice."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(Path(frame.filename).name == "resource_sharer.py" for frame in frames)
+
+
+def _dead_worker(what: str) -> UserError:
+    return UserError(
+        f"a process that loads images {what}, most often because memory or /dev/shm is full: lower "
+        "dataloader.train.num_workers or prefetch_factor and go on with --resume"
+    )

@@ -2,10 +2,13 @@
 """Images that cannot be read, and processes that load them and die."""
 
 import logging
+from multiprocessing import connection, resource_sharer
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from detrex_mammo.engine.failures import told_in_a_sentence
 from detrex_mammo.errors import UserError
 from tests.engine.faults import faulty_config, run
 from tests.engine.tiny import read_lines
@@ -79,6 +82,16 @@ def test_limit_and_wrong_settings_are_one_sentence(arguments, expected, tmp_path
     assert "\n" not in str(caught.value)
 
 
+def test_worker_that_dies_while_it_hands_over_a_batch_is_one_sentence(monkeypatch) -> None:
+    """As multiprocessing sees it where nobody is behind the address any more."""
+    monkeypatch.setattr(connection, "Client", Mock(side_effect=ConnectionResetError(104, "")))
+    with pytest.raises(UserError, match="a process that loads images has died"):
+        with told_in_a_sentence():
+            resource_sharer._ResourceSharer.get_connection(("address", 1))
+    with pytest.raises(ConnectionResetError), told_in_a_sentence():
+        raise ConnectionResetError(104, "of a server, say")
+
+
 def test_dead_worker_is_one_sentence_and_the_run_goes_on_from_its_checkpoint(
     tmp_path: Path,
 ) -> None:
@@ -86,7 +99,7 @@ def test_dead_worker_is_one_sentence_and_the_run_goes_on_from_its_checkpoint(
     output = f"train.output_dir={tmp_path / 'whole'}"
     run(config, output)
     run(config, "train.max_iter=3")
-    with pytest.raises(UserError, match=r"loads images \(pid \d+\) (was killed|has died)"):
+    with pytest.raises(UserError, match=r"loads images (\(pid \d+\) was killed|.*has died)"):
         run(config, "--resume", "dataloader.train.num_workers=1",
             "dataloader.train.mapper.die_at=2")  # fmt: skip
     run(config, "--resume", "dataloader.train.num_workers=1")

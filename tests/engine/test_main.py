@@ -230,10 +230,10 @@ def test_fast_dev_run_is_a_flag(finished) -> None:
     assert (trial / "model_final.pth").is_file()
 
 
-def test_nan_loss_is_one_sentence_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+def test_nan_loss_is_one_sentence_and_keeps_the_step_before(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     assert "stopped at step 4" in sentence(config, "model.nan_at=4")
-    assert (tmp_path / "run/last_checkpoint").read_text() == "model_0000002.pth"
+    assert (tmp_path / "run/last_checkpoint").read_text() == "model_0000003.pth"
     assert len(read_lines(tmp_path / "run/metrics.json", "total_loss")) == 4
 
 
