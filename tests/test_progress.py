@@ -85,8 +85,10 @@ def test_other_processes_of_a_run_are_silent(clock, capsys, monkeypatch) -> None
 
 def test_without_stderr_nothing_breaks(clock, monkeypatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
+    begin = clock[0]
     for _ in counted(range(2), "mine"):
-        clock[0] += 20
+        clock[0] += 20  # a line is due
+    assert clock[0] == begin + 40
 
 
 BAR = """

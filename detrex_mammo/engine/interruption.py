@@ -23,11 +23,11 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import distributed as dist
 
+from detrex_mammo.data.loader import SIGNALS
 from detrex_mammo.engine import rng
 from detrex_mammo.engine.checkpointer import RunCheckpointer
 
 logger = logging.getLogger(__name__)
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 LOOK_SECONDS = 1.0  # between two looks whether another process has been asked to leave
 _KEY = "detrex_mammo/leaving"  # in the store that the processes share
 _entered: list["Signals"] = []

@@ -6,7 +6,7 @@ import torch
 
 from detrex_mammo.modeling.decoder import DeformableDecoder
 from detrex_mammo.modeling.heads import Predictor, build_heads
-from tests.modeling.tiny_detector import make_inputs, perturb, tiny_detector
+from tests.modeling.tiny_detector import make_inputs, perturb, tiny_detector, watched_step
 
 LAYER = {
     "embed_dim": 32, "feedforward_dim": 16, "dropout": 0.0, "num_levels": 1, "num_heads": 4,
@@ -45,30 +45,15 @@ def test_refinement_cuts_the_gradient_between_layers():
     assert bbox_embed[0].layers[0].weight.grad is None
 
 
-def step(detector, autocast=False):
-    """Losses, gradients, and how often a decoder layer ran; inputs and dropout from one seed."""
-    runs = []
-    layer = detector.transformer.decoder.layers[1].linear1
-    hook = layer.register_forward_hook(lambda *_: runs.append(1))
-    torch.manual_seed(7)
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        losses = detector(make_inputs())
-    sum(losses.values()).backward()
-    hook.remove()
-    gradients = {name: p.grad.clone() for name, p in detector.named_parameters()}
-    detector.zero_grad()
-    return {name: loss.detach() for name, loss in losses.items()}, gradients, len(runs)
-
-
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("two_stage", [False, True])
 def test_checkpointing_changes_no_number(two_stage, autocast):
     """Losses and gradients to the last bit, dropout included; each layer runs twice."""
     detector = perturb(tiny_detector(two_stage, with_box_refine=True))
     assert detector.transformer.decoder.layers[0].dropout.p > 0
-    expected = step(detector, autocast)
+    expected = watched_step(detector, detector.transformer.decoder.layers[1].linear1, autocast)
     detector.transformer.decoder.checkpointing = True
-    found = step(detector, autocast)
+    found = watched_step(detector, detector.transformer.decoder.layers[1].linear1, autocast)
     assert (expected[2], found[2]) == (1, 2)
     torch.testing.assert_close(found[:2], expected[:2], rtol=0, atol=0)
 
@@ -77,7 +62,7 @@ def test_checkpointing_is_a_setting_of_the_transformer():
     detector = tiny_detector(decoder_checkpointing=True)
     assert detector.transformer.decoder.checkpointing
     assert not detector.transformer.encoder.checkpointing
-    assert step(detector)[2] == 2
+    assert watched_step(detector, detector.transformer.decoder.layers[1].linear1)[2] == 2
     runs = []
     detector.transformer.decoder.layers[1].register_forward_hook(lambda *_: runs.append(1))
     detector.eval()(make_inputs())

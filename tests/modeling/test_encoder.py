@@ -10,7 +10,7 @@ from detrex_mammo.modeling.encoder import (
     DeformableEncoderLayer,
     encoder_reference_points,
 )
-from tests.modeling.tiny_detector import make_inputs, perturb, tiny_detector
+from tests.modeling.tiny_detector import make_inputs, perturb, tiny_detector, watched_step
 
 
 def test_reference_points_by_hand():
@@ -27,29 +27,14 @@ def test_reference_points_by_hand():
     torch.testing.assert_close(points[0, 9], torch.tensor([[0.5625, 0.5], [0.75, 0.5]]))
 
 
-def step(detector, autocast=False):
-    """Losses, gradients, and how often an encoder layer ran; inputs and dropout from one seed."""
-    runs = []
-    attention = detector.transformer.encoder.layers[0].self_attn
-    hook = attention.register_forward_hook(lambda *_: runs.append(1))
-    torch.manual_seed(7)
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        losses = detector(make_inputs())
-    sum(losses.values()).backward()
-    hook.remove()
-    gradients = {name: p.grad.clone() for name, p in detector.named_parameters()}
-    detector.zero_grad()
-    return {name: loss.detach() for name, loss in losses.items()}, gradients, len(runs)
-
-
 @pytest.mark.parametrize("autocast", [False, True])
 def test_checkpointing_changes_no_number(autocast):
     """Losses and gradients to the last bit, dropout included; each layer runs twice."""
     detector = perturb(tiny_detector(with_box_refine=True, two_stage=True))
     assert detector.transformer.encoder.layers[0].dropout.p > 0
-    expected = step(detector, autocast)
+    expected = watched_step(detector, detector.transformer.encoder.layers[0].self_attn, autocast)
     detector.transformer.encoder.checkpointing = True
-    found = step(detector, autocast)
+    found = watched_step(detector, detector.transformer.encoder.layers[0].self_attn, autocast)
     assert (expected[2], found[2]) == (1, 2)
     torch.testing.assert_close(found[:2], expected[:2], rtol=0, atol=0)
 

@@ -57,3 +57,17 @@ def perturb(model, std=0.1):
         for parameter in model.parameters():
             parameter += std * torch.randn_like(parameter)
     return model
+
+
+def watched_step(detector, module, autocast=False):
+    """Losses, gradients, and how often a module ran; inputs and dropout from one seed."""
+    runs = []
+    hook = module.register_forward_hook(lambda *_: runs.append(1))
+    torch.manual_seed(7)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        losses = detector(make_inputs())
+    sum(losses.values()).backward()
+    hook.remove()
+    gradients = {name: p.grad.clone() for name, p in detector.named_parameters()}
+    detector.zero_grad()
+    return {name: loss.detach() for name, loss in losses.items()}, gradients, len(runs)
