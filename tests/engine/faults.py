@@ -110,6 +110,8 @@ def start(config: str, *arguments: str) -> int:
     torch.set_num_threads(1)
     child = os.fork()
     if child == 0:
+        # As multiprocessing does in what it forks: the processes of the parent are not its own.
+        multiprocessing.process._children.clear()
         code = 1
         try:
             with open(os.devnull, "w") as sink:

@@ -3,6 +3,7 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -64,6 +65,17 @@ def killed_at(name: str, count: int, is_done: bool, *arguments: str) -> int:
         patch.setattr(os, "replace", deadly)
         child = start(*arguments)
     return exit_code(child)
+
+
+def test_signal_reaches_no_process_beside_the_run(tmp_path: Path) -> None:
+    """The faults planted here stay in their run, whatever processes these tests have besides."""
+    other = multiprocessing.Process(target=time.sleep, args=(60,))
+    other.start()
+    signals = ["model.signal_at=0", "model.name=SIGKILL"]
+    assert exit_code(start(faulty_config(tmp_path), *RANDOM, *signals)) == -9
+    assert other.is_alive()
+    other.terminate()
+    other.join()
 
 
 def test_kill_before_the_first_checkpoint_leaves_no_step_twice(whole: Path, tmp_path: Path) -> None:
