@@ -17,8 +17,8 @@ from detrex_mammo.errors import UserError
 PREFIX = "ema"  # of its numbers
 
 
-class Ema(HookBase):
-    """Averages the weights after each step; register it before the checkpoints.
+class Ema:
+    """The average of a model's weights over the steps of :class:`Averaging`.
 
     After n steps ``average += (1 - d) (weights - average)`` with
     ``d = decay (1 - exp(-n / warmup))``: the first steps, from random heads, are soon forgotten.
@@ -42,7 +42,7 @@ class Ema(HookBase):
         self.average = {name: value.clone() for name, value in self._weights().items()}
         self.updates = 0
 
-    def after_step(self) -> None:
+    def update(self) -> None:
         """Move towards the weights."""
         self.updates += 1
         decay = self.decay
@@ -84,6 +84,23 @@ class Ema(HookBase):
     def _put(self, values: Mapping[str, Tensor]) -> None:
         for name, value in self._weights().items():
             value.copy_(values[name])
+
+
+class Averaging(HookBase):
+    """Takes each step into the average; register it before the checkpoints.
+
+    The average is no state of this hook: sharded weights would be gathered and stored twice.
+
+    Args:
+        ema: of the run.
+    """
+
+    def __init__(self, ema: Ema):
+        self.ema = ema
+
+    def after_step(self) -> None:
+        """Take the step's weights."""
+        self.ema.update()
 
 
 class BothEvaluations:

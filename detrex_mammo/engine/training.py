@@ -26,7 +26,7 @@ from detrex_mammo.engine.checkpointer import RunCheckpointer
 from detrex_mammo.engine.compilation import compile_parts
 from detrex_mammo.engine.console import ConsoleWriter
 from detrex_mammo.engine.early_stopping import EarlyStopping
-from detrex_mammo.engine.ema import Ema
+from detrex_mammo.engine.ema import Averaging, Ema
 from detrex_mammo.engine.evaluation import Evaluation, by_name, evaluated_datasets
 from detrex_mammo.engine.failures import told_in_a_sentence
 from detrex_mammo.engine.freezing import freeze
@@ -308,7 +308,7 @@ def _hooks(
     found: list[Any] = [
         hooks.IterationTimer(2 if run.is_trial else 3),
         LearningRate(trainer.optimizer, run.schedule, per_epoch),
-        *([] if ema is None else [ema]),
+        *([] if ema is None else [Averaging(ema)]),
         Checkpoints(run.checkpointer, period, settings.checkpointer.max_to_keep),
         SaveAndLeave(run.checkpointer),
         *([] if evaluations is None else [evaluations]),

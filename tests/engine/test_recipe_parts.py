@@ -34,7 +34,7 @@ def test_average_by_hand() -> None:
     ema = Ema(model, decay=0.5, warmup=1)
     for weight, expected in ((1.0, 0.68394), (3.0, 1.99869)):
         model.weight.data.fill_(weight)
-        ema.after_step()
+        ema.update()
         assert ema.average["weight"].item() == pytest.approx(expected, abs=1e-5)
     with ema.in_place():
         assert model.weight.item() == pytest.approx(1.99869, abs=1e-5)
@@ -45,7 +45,7 @@ def test_counters_of_norms_are_copied_and_constant_weights_stay() -> None:
     model = torch.nn.BatchNorm1d(2)
     ema = Ema(model, decay=0.9, warmup=0)
     model(torch.rand(4, 2))
-    ema.after_step()
+    ema.update()
     assert ema.average["num_batches_tracked"].item() == 1
     assert torch.equal(ema.average["weight"], model.weight.detach())
 
@@ -58,6 +58,7 @@ def test_average_is_evaluated_saved_and_goes_on_after_a_resume(tmp_path: Path) -
     run(config, *EMA, stopped, "--resume")
     whole, again = (load(tmp_path / name / "model_final.pth") for name in ("run", "stopped"))
     assert whole["ema"]["updates"] == again["ema"]["updates"] == 9
+    assert "hooks" not in whole["trainer"]  # where it would be a second time
     for name, value in whole["ema"]["model"].items():
         assert torch.equal(value, again["ema"]["model"][name])
         assert not torch.equal(value, whole["model"][name])
