@@ -12,7 +12,13 @@ import random  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
+# The same examples in every run, on a busy machine too; --hypothesis-profile=default draws others.
+settings.register_profile(
+    "same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("same")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 

@@ -192,6 +192,12 @@ print("fine")
 """
 
 
+@pytest.fixture(autouse=True)
+def no_other_packages(monkeypatch) -> None:
+    """A PYTHONPATH of the caller's would come before what is installed here."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")

@@ -162,11 +162,11 @@ def test_a_killed_process_resumes(tmp_path):
     for number in range(40):
         write_png16(tmp_path / f"{number}.png", np.roll(pixels, number, axis=0))
     script = (
-        "import sys, time\n"
+        "import itertools, sys, time\n"
         "from detrex_mammo.data import cache_build as c\n"
         "from detrex_mammo.data.preprocessing import Preprocessing\n"
-        "make = c._make\n"
-        "c._make = lambda *a: (time.sleep(0.02), make(*a))[1]\n"
+        "make, numbers = c._make, itertools.count()\n"
+        "c._make = lambda *a: (time.sleep(60 * (next(numbers) == 20)), make(*a))[1]\n"
         "records = [{'file_name': f'{sys.argv[1]}/{i}.png'} for i in range(40)]\n"
         "c.build_cache(sys.argv[1] + '/cache', records, Preprocessing(), progress=False)\n"
     )

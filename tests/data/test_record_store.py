@@ -296,12 +296,13 @@ WORKER = """
 import json, os, sys
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
+from torch.distributed import FileStore
 from detrex_mammo.data.datasets import load_coco_json
 from detrex_mammo.engine.launch import join
 from detrex_mammo.errors import UserError
 
-rank, url, file = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-join(rank, rank, 2, 2, "cpu", url)
+rank, meeting, file = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+join(rank, rank, 2, 2, "cpu", FileStore(meeting, 2))
 try:
     load_coco_json("none", file + ".none", "")
 except UserError as error:
@@ -325,7 +326,7 @@ def test_processes_of_a_machine_map_one_file(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder)}
     environment["OMP_NUM_THREADS"] = "1"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    more = (f"file://{tmp_path / 'meeting'}", str(file))
+    more = (str(tmp_path / "meeting"), str(file))
     started = [
         subprocess.Popen([sys.executable, "-c", WORKER, rank, *more], env=environment, **pipes)
         for rank in "01"

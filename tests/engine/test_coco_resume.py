@@ -1,9 +1,6 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
-"""A COCO recipe with its random crops, killed at any moment and resumed: to the last digit."""
+"""A COCO recipe with its random crops, killed and resumed: to the last digit."""
 
-import os
-import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +9,8 @@ import torch
 from detrex_mammo.config import load_config, save_config
 from detrex_mammo.data.batching import Batches
 from detrex_mammo.engine.loaders import build_train_data
-from tests.engine.faults import exit_code, run, start
+from tests.engine.faults import run
+from tests.engine.test_faults import killed_at
 from tests.engine.tiny import read_lines
 from tests.tiny_configs import shrink, write_coco
 
@@ -29,16 +27,6 @@ def tiny_recipe(name: str, folder: Path):
     return cfg
 
 
-def kill_after(child: int, file: Path) -> None:
-    """End a run the hard way as soon as it has written a file."""
-    deadline = time.monotonic() + 120
-    while not file.exists():
-        assert time.monotonic() < deadline and os.waitpid(child, os.WNOHANG) == (0, 0)
-        time.sleep(0.005)
-    os.kill(child, signal.SIGKILL)
-    assert exit_code(child) == -signal.SIGKILL
-
-
 @pytest.mark.parametrize("name", RECIPES)
 def test_killed_and_resumed_has_the_same_losses(name: str, tmp_path: Path) -> None:
     """The number of processes that load images is another one, too."""
@@ -50,9 +38,9 @@ def test_killed_and_resumed_has_the_same_losses(name: str, tmp_path: Path) -> No
 
     killed = tmp_path / "killed"
     workers = "dataloader.train.num_workers=1"
-    child = start(config, workers, f"train.output_dir={killed}", "train.max_iter=1000000")
-    kill_after(child, killed / "model_0000003.pth")
-    run(config, f"train.output_dir={killed}", "--resume")
+    output = f"train.output_dir={killed}"
+    assert killed_at("last_checkpoint", 2, True, config, workers, output) == -9  # after 4 steps
+    run(config, output, "--resume")
     assert "resumed from" in (killed / "log.txt").read_text()
     assert read_lines(killed / "metrics.json", "total_loss") == expected
 
