@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from detrex_mammo.engine.slurm import submit
-from detrex_mammo.errors import run_tool
+from detrex_mammo.errors import UserError, run_tool
 
 
 def main() -> None:
@@ -25,6 +25,9 @@ def main() -> None:
     parser.add_argument("--logs", type=Path, default=Path("output/slurm"), help="of the jobs")
     parser.add_argument("--cluster", choices=("slurm", "local", "debug"), default="slurm")
     args, arguments = parser.parse_known_args()
+    for name in ("hours", "cpus", "save_seconds"):
+        if not 0 < (value := getattr(args, name)) < float("inf"):
+            raise UserError(f"--{name.replace('_', '-')} is {value}, but must be above 0")
     more = {"timeout_min": max(1, round(args.hours * 60)), "cpus_per_task": args.cpus}
     if args.gpus:
         more["gpus_per_node"] = args.gpus

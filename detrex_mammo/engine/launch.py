@@ -19,10 +19,12 @@ from torch import multiprocessing as mp
 from detrex_mammo.engine.rendezvous import (
     claim,
     enter,
-    join_seconds,
     meet,
     open_store,
     parse_address,
+    started_by_torchrun,
+    torchruns_ranks,
+    torchruns_store,
     wait_for_store,
 )
 from detrex_mammo.engine.supervision import (
@@ -89,11 +91,6 @@ class World:
             )
 
 
-def started_by_torchrun() -> bool:
-    """Whether torchrun, or anything that sets its variables, started this process."""
-    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-
-
 def launch(job: Callable[[], Any], world: World) -> None:
     """Call ``job`` in every process of the world.
 
@@ -158,9 +155,10 @@ def _worker(
         _leave(LOST)
     try:
         store = enter(*address)
-        claim(store, rank)
+        claim(store, rank, world.num_machines, world.num_processes)
         join(rank, local_rank, world.size, world.num_processes, world.device, store)
         job()
+        comm.synchronize()
     except UserError as error:
         errors.put(str(error))
         _leave(2)
@@ -170,7 +168,6 @@ def _worker(
         _leave(LOST)
     except KeyboardInterrupt:
         _leave(130)  # the parent has seen it too, and says so
-    comm.synchronize()
     dist.destroy_process_group()
 
 
@@ -189,16 +186,15 @@ def _run_under_torchrun(job: Callable[[], Any], world: World) -> None:
             "torchrun already says how many processes there are: "
             "leave out --num-gpus and --num-machines"
         )
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    join(rank, int(os.environ["LOCAL_RANK"]), size, local_size, world.device, "env://")
+    rank, size, local_rank, local_size = torchruns_ranks()
+    join(rank, local_rank, size, local_size, world.device, torchruns_store(rank))
     try:
         job()
+        comm.synchronize()
     except RuntimeError as error:
         if not is_lost_connection(error):
             raise
         raise UserError(f"process {rank} of {size} {LOST_SENTENCE}") from error
-    comm.synchronize()
     dist.destroy_process_group()
 
 
@@ -208,7 +204,7 @@ def join(
     world_size: int,
     local_size: int,
     device: str,
-    place: str | dist.Store,
+    place: dist.Store,
 ) -> None:
     """Enter the process group, and tell detectron2 which processes share this machine.
 
@@ -218,7 +214,7 @@ def join(
         world_size: processes over all machines.
         local_size: processes on each machine.
         device: "cuda" or "cpu".
-        place: where all meet: a store, or torch's URL of one.
+        place: where all meet.
 
     Raises:
         UserError: they do not come together.
@@ -226,9 +222,6 @@ def join(
     if device == "cuda":
         torch.cuda.set_device(local_rank)
     try:
-        if isinstance(place, str):
-            wait = timedelta(seconds=join_seconds())
-            place = next(dist.rendezvous(place, rank, world_size, timeout=wait))[0]
         place = meet(place, rank, world_size, local_size)
         place.set_timeout(TIMEOUT)
         dist.init_process_group(

@@ -25,6 +25,55 @@ TELL_SECONDS = 30.0  # between two lines about what is waited for
 LOOK_SECONDS = 0.2
 REACH_SECONDS = 5.0  # for one attempt to reach the store
 _HERE = "detrex_mammo/here"
+_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+_UNSET = f"if torchrun has not started this process, unset {', '.join(_RANKS)}"
+
+
+def started_by_torchrun() -> bool:
+    """Whether torchrun, or anything that sets its variables, started this process."""
+    return all(name in os.environ for name in _RANKS)
+
+
+def torchruns_ranks() -> tuple[int, int, int, int]:
+    """Rank, number of processes, rank on this machine, and processes on this machine.
+
+    Raises:
+        UserError: torchrun's variables are no such numbers.
+    """
+    names = (*_RANKS, "LOCAL_WORLD_SIZE")
+    texts = [os.environ.get(name, os.environ["WORLD_SIZE"]) for name in names]
+    if all(text.isdecimal() for text in texts):
+        rank, size, local_rank, local_size = map(int, texts)
+        if rank < size and local_rank < local_size <= size:
+            return rank, size, local_rank, local_size
+    given = ", ".join(f"{name}={text}" for name, text in zip(names, texts))
+    raise UserError(f"no process can have {given} in its environment: {_UNSET}")
+
+
+def torchruns_store(rank: int) -> dist.TCPStore:
+    """The store that torchrun keeps, or that the process with rank 0 keeps without it.
+
+    Raises:
+        UserError: it is not there.
+    """
+    place = [os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT")]
+    host, port = parse_address(f"tcp://{':'.join(place)}")
+    if rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return open_store(host, port)
+    wait_for_store(host, port)
+    return enter(host, port)
+
+
+def _setting() -> str:
+    """What says where the store is."""
+    return "MASTER_ADDR:MASTER_PORT" if started_by_torchrun() else "--dist-url"
+
+
+def _advice() -> str:
+    """How a process comes that is waited for."""
+    if started_by_torchrun():
+        return f"start torchrun on all machines; {_UNSET}"
+    return "start the same command there, with its own --machine-rank"
 
 
 def join_seconds() -> float:
@@ -51,9 +100,11 @@ def parse_address(url: str) -> tuple[str, int]:
     """
     host, _, port = url.removeprefix("tcp://").rpartition(":")
     host = host.strip("[]")
-    if not url.startswith("tcp://") or not host or not port.isdecimal() or int(port) > 65535:
+    is_port = port.isdecimal() and 0 < int(port) < 65536
+    if not url.startswith("tcp://") or not host or not is_port:
         raise UserError(
-            f"--dist-url is {url!r}, but must be tcp://HOST:PORT of the machine with rank 0"
+            f"{_setting()} is {url!r}, but must be tcp://HOST:PORT of the machine with rank 0"
+            + (f"; {_UNSET}" if started_by_torchrun() else "")
         )
     return host, int(port)
 
@@ -72,15 +123,15 @@ def open_store(host: str, port: int) -> dist.TCPStore:
         store = dist.TCPStore("localhost", port, is_master=True, wait_for_workers=False)
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"port {port} of this machine cannot be used by --dist-url ({_first_line(error)}): "
+            f"port {port} of this machine cannot be used by {_setting()} ({_first_line(error)}): "
             "another run may have it, so take another port"
         ) from error
     try:
         _reach(host, store.port)
     except OSError as error:
         raise UserError(
-            f"--dist-url names {host!r}, which this machine cannot reach ({error}), although it "
-            "has --machine-rank 0: give this machine's own name or address"
+            f"{_setting()} names {host!r}, which this machine cannot reach ({error}), although it "
+            "is the one with rank 0: give this machine's own name or address"
         ) from error
     return store
 
@@ -99,7 +150,7 @@ def wait_for_store(host: str, port: int) -> None:
             _reach(host, port)
         except socket.gaierror as error:
             raise UserError(
-                f"--dist-url names {host!r}, which is not known here ({error.strerror}): give "
+                f"{_setting()} names {host!r}, which is not known here ({error.strerror}): give "
                 "the name or address of the machine with rank 0"
             ) from error
         except OSError as error:
@@ -120,18 +171,19 @@ def enter(host: str, port: int) -> dist.TCPStore:
         return dist.TCPStore(host, port, timeout=timedelta(seconds=join_seconds()))
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"{host}:{port} of --dist-url cannot be used ({_first_line(error)}): see what the "
+            f"{host}:{port} of {_setting()} cannot be used ({_first_line(error)}): see what the "
             "machine with rank 0 says"
         ) from error
 
 
-def claim(store: dist.Store, rank: int) -> None:
-    """Raise UserError if another process has the same rank."""
+def claim(store: dist.Store, rank: int, machines: int = 1, local_size: int = 1) -> None:
+    """Raise UserError if another process has the same rank, or was told of another world."""
+    own = f"--num-machines {machines} --num-gpus {local_size}"
+    first = store.compare_set("detrex_mammo/world", "", own).decode()
+    if first != own:
+        raise UserError(f"this machine has {own}, but another one {first}: give all the same")
     if store.add(f"detrex_mammo/claimed/{rank}", 1) > 1:
-        raise UserError(
-            f"two processes have rank {rank}: give each machine its own --machine-rank, and all "
-            "the same --num-machines and --num-gpus"
-        )
+        raise UserError(f"two processes have rank {rank}: give each machine its own --machine-rank")
 
 
 def meet(store: dist.Store, rank: int, world_size: int, local_size: int) -> dist.Store:
@@ -150,15 +202,15 @@ def meet(store: dist.Store, rank: int, world_size: int, local_size: int) -> dist
         Store: common to these processes alone.
 
     Raises:
-        UserError: some have not come in time.
+        UserError: some have not come in time, or machines have different numbers of them.
     """
-    own = uuid.uuid4().hex
+    own = f"{uuid.uuid4().hex} {local_size}"
     here = [f"{_HERE}/{other}" for other in range(world_size)]
     store.set(here[rank], own)
-    seen = here
+    seen, words = here, [own]
 
     def is_over() -> bool:
-        nonlocal seen
+        nonlocal seen, words
         if not store.check(here):
             return False
         words = [word.decode() for word in store.multi_get(here)]
@@ -176,6 +228,11 @@ def meet(store: dist.Store, rank: int, world_size: int, local_size: int) -> dist
         )
 
     _wait(is_over, describe, tell=rank % local_size == 0)
+    sizes = sorted({int(word.split()[1]) for word in words})
+    if len(sizes) > 1:
+        raise UserError(
+            f"machines have {' and '.join(map(str, sizes))} processes: start as many on each"
+        )
     return dist.PrefixStore(seen[0], store)
 
 
@@ -191,8 +248,8 @@ def _wait(is_over: Callable[[], bool], describe: Callable[[], str], tell: bool =
         now = time.monotonic()
         if now - begin > limit:
             raise UserError(
-                f"waited {limit:g} seconds for {describe()}: start the same command there, with "
-                f"its own --machine-rank, or set {VARIABLE} to wait longer"
+                f"waited {limit:g} seconds for {describe()}: {_advice()}, or set {VARIABLE} to "
+                "wait longer"
             )
         if now - told > TELL_SECONDS:
             told = now

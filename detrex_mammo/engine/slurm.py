@@ -17,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from detrex_mammo.config import load_config
 from detrex_mammo.engine.arguments import parse_arguments
 from detrex_mammo.errors import UserError
 
@@ -151,10 +152,12 @@ def submit(
         submitit.Job: with ``job_id`` and ``result()``.
 
     Raises:
-        UserError: submitit is not installed, there is no Slurm, or the arguments are wrong.
+        UserError: submitit is not installed, there is no Slurm, or the arguments or the config
+            are wrong.
     """
     args = parse_arguments(arguments)
-    flags = {"--num-gpus", "--num-machines", "--machine-rank", "--dist-url"} & set(arguments)
+    given = {argument.partition("=")[0] for argument in arguments}
+    flags = {"--num-gpus", "--num-machines", "--machine-rank", "--dist-url"} & given
     if flags or args.dry_run or args.print_config:
         wrong = ", ".join(sorted(flags)) or "--dry-run and --print-config"
         raise UserError(f"{wrong}: give --machines and --gpus of tools/slurm.py instead")
@@ -163,6 +166,7 @@ def submit(
             f"--machines is {machines} and the processes of each {processes}: both are at least 1"
         )
     submitit = load_submitit()
+    load_config(args.config_file, args.overrides)  # a wrong path or key is told here
     try:
         executor = submitit.AutoExecutor(
             folder=str(folder), cluster=cluster, slurm_max_num_timeout=MOST_STARTS

@@ -3,12 +3,14 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -40,15 +42,32 @@ def short(monkeypatch) -> None:
     monkeypatch.setenv(rendezvous.VARIABLE, "0.5")
 
 
+class Clock:
+    """Stands in for the module time: no second passes but those that are slept."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Below 32768, where the system gives nobody else a port until it is used."""
+    while True:
+        port = random.SystemRandom().randrange(20000, 30000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return port
 
 
 @pytest.mark.parametrize(
-    "url", ["tcp://host", "host:29500", "tcp://:29500", "tcp://host:port", "tcp://host:70000"]
-)
+    "url",
+    ["tcp://host", "host:29500", "tcp://:29500", "tcp://host:port", "tcp://host:70000",
+     "tcp://host:0"],
+)  # fmt: skip
 def test_wrong_address_is_one_sentence(url: str) -> None:
     with pytest.raises(UserError, match="must be tcp://HOST:PORT of the machine with rank 0"):
         World(num_processes=2, dist_url=url).check()
@@ -75,16 +94,18 @@ def test_first_machine_with_another_ones_name_is_one_sentence(monkeypatch) -> No
         open_store("192.0.2.1", 0)  # an address that no machine has
 
 
-def test_missing_first_machine_is_waited_for_with_a_line(short, monkeypatch, caplog) -> None:
+def test_missing_first_machine_is_waited_for_with_a_line(short, monkeypatch) -> None:
     monkeypatch.setattr(rendezvous, "TELL_SECONDS", 0.1)
-    monkeypatch.setattr(rendezvous.logger, "disabled", False)
-    port = free_port()
-    world = World(2, num_machines=2, machine_rank=1, dist_url=f"tcp://127.0.0.1:{port}")
+    monkeypatch.setattr(rendezvous, "time", Clock())
     told: list[str] = []
     monkeypatch.setattr(rendezvous.logger, "warning", lambda text, *a: told.append(text % a))
-    whom = f"for the machine with rank 0 at 127.0.0.1:{port}"
-    with pytest.raises(UserError, match=f"waited 0.5 seconds {whom}"):
-        launch(int, world)
+    with socket.socket() as held:  # nobody else can listen there meanwhile
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+        world = World(2, num_machines=2, machine_rank=1, dist_url=f"tcp://127.0.0.1:{port}")
+        whom = f"for the machine with rank 0 at 127.0.0.1:{port}"
+        with pytest.raises(UserError, match=f"waited 0.5 seconds {whom}"):
+            launch(int, world)
     assert told and told[0].startswith(f"waiting {whom}")
 
 
@@ -103,21 +124,27 @@ def test_missing_machines_are_named(short) -> None:
         meet(store, 0, 6, 2)
 
 
-def meet_in_threads(store, ranks: range) -> list:
-    """Three processes, each as a thread with a connection of its own."""
+def connect(store, count: int) -> list:
+    return [enter("127.0.0.1", store.port) for _ in range(count)]
+
+
+def meet_in_threads(connections: list) -> list:
+    """The first of three processes, each as a thread with a connection of its own."""
     with ThreadPoolExecutor(3) as pool:
-        connections = [enter("127.0.0.1", store.port) for _ in ranks]
-        return list(pool.map(lambda c, rank: meet(c, rank, 3, 3), connections, ranks))
+        return list(pool.map(lambda c, rank: meet(c, rank, 3, 3), connections, range(3)))
 
 
-def test_processes_that_were_started_again_do_not_meet_those_before(short) -> None:
+def test_processes_that_were_started_again_do_not_meet_those_before(monkeypatch) -> None:
     """torchrun keeps its store; of the second start, at first, one process is not there yet."""
     store = open_store("127.0.0.1", 0)
-    for place in meet_in_threads(store, range(3)):
+    for place in meet_in_threads(connect(store, 3)):
         place.set("left", "1")
-    with pytest.raises(UserError, match="for 1 of 3 processes, of the machine"):
-        meet_in_threads(store, range(2))
-    again = meet_in_threads(store, range(3))
+    two = connect(store, 2)
+    with monkeypatch.context() as patch:
+        patch.setenv(rendezvous.VARIABLE, "0.5")
+        with pytest.raises(UserError, match=r"for \d of 3 processes, of the machine"):
+            meet_in_threads(two)
+    again = meet_in_threads(connect(store, 3))
     assert not any(place.check(["left"]) for place in again)
     again[0].set("mine", "1")
     assert all(place.check(["mine"]) for place in again)
@@ -128,6 +155,26 @@ def test_machines_of_the_same_rank_are_told() -> None:
     claim(store, 1)
     with pytest.raises(UserError, match="two processes have rank 1: give each machine its own"):
         claim(store, 1)
+
+
+def test_machines_that_were_told_of_different_worlds_do_not_wait() -> None:
+    store = open_store("127.0.0.1", 0)
+    claim(store, 0, 2, 2)
+    with pytest.raises(UserError, match="this machine has --num-machines 2 --num-gpus 3, but an"):
+        claim(store, 3, 2, 3)
+
+
+def test_torchrun_with_more_processes_on_one_machine_is_one_sentence() -> None:
+    """Two on the first and one on the second: all three are told, and none waits."""
+    store = open_store("127.0.0.1", 0)
+    with ThreadPoolExecutor(3) as pool:
+        jobs = [
+            pool.submit(meet, connection, rank, 3, local_size)
+            for connection, rank, local_size in zip(connect(store, 3), range(3), (2, 2, 1))
+        ]
+    for job in jobs:
+        with pytest.raises(UserError, match="machines have 1 and 2 processes: start as many on"):
+            job.result()
 
 
 @pytest.mark.parametrize("text", ["soon", "0", "-1", "inf", "nan"])

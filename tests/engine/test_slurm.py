@@ -2,10 +2,12 @@
 """tools/slurm.py: the command of each machine; with submitit's local executor a whole job."""
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
+import types
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -51,6 +53,7 @@ def test_slurms_own_requeue_resumes_but_not_an_evaluation(monkeypatch) -> None:
     ("arguments", "told"),
     [
         ([*ARGUMENTS, "--num-gpus", "2"], "--num-gpus: give --machines and --gpus"),
+        ([*ARGUMENTS, "--num-gpus=2"], "--num-gpus: give --machines and --gpus"),
         ([*ARGUMENTS, "--dry-run"], "--dry-run and --print-config: give"),
         ([*ARGUMENTS, "train.seed"], "neither a flag nor key=value"),
     ],
@@ -70,6 +73,17 @@ def test_without_the_package_it_is_one_sentence(monkeypatch, tmp_path: Path) -> 
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UserError, match=r"not installed: pip install 'detrex_mammo\[tune\]'"):
         submit(TOOL, ARGUMENTS, tmp_path)
+
+
+@pytest.mark.parametrize("wrong", ["none.py", "train.sed=1"])
+def test_a_config_that_is_wrong_is_told_before_the_job_waits(
+    wrong: str, monkeypatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", types.ModuleType("submitit"))
+    config = write_config(tmp_path)
+    arguments = [wrong] if wrong.endswith(".py") else [config, wrong]
+    with pytest.raises(UserError, match=wrong.partition("=")[0]):
+        submit(TOOL, ["--config-file", *arguments], tmp_path)
 
 
 @pytest.mark.skipif(find_spec("submitit") is None, reason="needs submitit")
@@ -113,6 +127,13 @@ def wait_for(folder: Path, starts: int) -> list[dict]:
 def parent_of(pid: int) -> int:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("PPid"))
+
+
+@pytest.mark.parametrize("flag", ["--hours=nan", "--hours=-3", "--cpus=0", "--save-seconds=-5"])
+def test_wrong_flag_of_the_job_is_one_sentence(flag: str, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["slurm.py", flag, *ARGUMENTS])
+    with pytest.raises(UserError, match=f"{flag.partition('=')[0]} is .*, but must be above 0"):
+        runpy.run_path(str(ROOT / "tools/slurm.py"))["main"]()
 
 
 def test_the_tool_without_the_package(tmp_path: Path) -> None:
