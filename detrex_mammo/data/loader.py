@@ -6,12 +6,15 @@ workers nor an interruption changes a pixel.
 """
 
 import logging
+import multiprocessing
 import os
 import random
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import queues
 from typing import Any
 
 import numpy as np
@@ -32,6 +35,7 @@ UNREADABLE = (UserError, OSError, EOFError, SyntaxError)
 MAX_TRIES = 20
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 OUTLIVE_SECONDS = 60
+LOOK_SECONDS = 5.0
 
 
 def build_train_loader(
@@ -92,7 +96,7 @@ def build_train_loader(
         prefetch_factor=prefetch_factor if num_workers else None,
         # Of its own: the model's random numbers do not depend on how images are loaded.
         generator=torch.Generator().manual_seed(order.seed),
-        worker_init_fn=outlive_signals,
+        worker_init_fn=start_worker,
     )
 
 
@@ -221,6 +225,21 @@ def seeded(seed: int) -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
+def start_worker(worker: int) -> None:
+    """What a process that loads images does first."""
+    outlive_signals(worker)
+    queues.Queue._on_queue_feeder_error = staticmethod(_end_with_its_batch)
+
+
+def _end_with_its_batch(error: Exception, batch: Any) -> None:
+    """End a process whose batch cannot be handed over, as where /dev/shm is full.
+
+    Python itself drops the batch, and the process that trains would wait for it forever.
+    """
+    print(f"a batch cannot be handed over: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
 def outlive_signals(worker: int) -> None:
     """Let a process that loads images live on after a signal to the whole job.
 
@@ -234,14 +253,23 @@ def outlive_signals(worker: int) -> None:
 
     for number in SIGNALS:
         signal.signal(number, end_later)
-    if hasattr(signal, "sigwaitinfo"):
+    if hasattr(signal, "sigtimedwait"):
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_end_when_told, daemon=True).start()
 
 
-def _end_when_told(parent: int) -> None:
-    while signal.sigwaitinfo(SIGNALS).si_pid != parent:
-        pass
+def _end_when_told() -> None:
+    """End this process when its parent says so, or is gone.
+
+    torch looks for the latter too, but not for a parent that was killed while this one started.
+    """
+    parent = multiprocessing.parent_process().pid
+    served = getattr(multiprocessing.context, "ForkServerProcess", ())  # is a server's child
+    is_child = not isinstance(multiprocessing.current_process(), served)
+    while not (is_child and os.getppid() != parent):
+        told = signal.sigtimedwait(SIGNALS, LOOK_SECONDS)
+        if told is not None and told.si_pid == parent:
+            break
     os._exit(0)
 
 

@@ -18,6 +18,7 @@ from detrex_mammo.checkpoint.reading import read_source, require_source
 from detrex_mammo.config import instantiate, load_config, load_config_text
 from detrex_mammo.config_check import targets
 from detrex_mammo.data.datasets import load_coco_json
+from detrex_mammo.data.loader import start_worker
 from detrex_mammo.engine.evaluation import by_name
 from detrex_mammo.engine.loaders import dataset_errors, errors_of_workers
 from detrex_mammo.errors import UserError
@@ -94,6 +95,7 @@ class CheckpointRun:
             ids = metadata.thing_dataset_id_to_contiguous_id
             dataset_ids = sorted(ids, key=ids.__getitem__)
             loader = build_detection_test_loader(dataset, mapper=self._mapper, num_workers=workers)
+            loader.worker_init_fn = start_worker
             records: list[dict[str, Any]] = []
             with torch.inference_mode(), errors_of_workers():
                 for inputs in counted(loader, title):

@@ -2,7 +2,12 @@
 """The training loader: the same pixels whatever the workers, and after any interruption."""
 
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
+import threading
 from itertools import islice
 from pathlib import Path
 
@@ -179,3 +184,32 @@ def test_mapped_batches_of_fixed_size_have_less_padding_than_unsorted(tmp_path: 
 def test_sizes_without_a_word_of_the_mapper_are_those_of_the_images() -> None:
     loader = build_train_loader(RECORDS, noisy, 4, num_workers=0)
     assert loader.batch_sampler.sizes.tolist() == [[r["height"], r["width"]] for r in RECORDS]
+
+
+LATE = """
+import os, sys, time
+from torch.utils.data import DataLoader
+from detrex_mammo.data.loader import start_worker
+
+def late(worker):
+    print(os.getpid(), flush=True)
+    while os.getppid() == parent:
+        time.sleep(0.01)
+    start_worker(worker)
+
+parent = os.getpid()
+list(DataLoader(range(3), num_workers=1, worker_init_fn=late, multiprocessing_context="fork"))
+"""
+
+
+def test_a_parent_that_was_killed_while_its_worker_started_is_noticed() -> None:
+    """The worker's output ends when it has ended."""
+    started = subprocess.Popen([sys.executable, "-c", LATE], stdout=subprocess.PIPE, text=True)
+    worker = int(started.stdout.readline())
+    started.kill()
+    started.wait()
+    timer = threading.Timer(60, os.kill, (worker, signal.SIGKILL))
+    timer.start()
+    started.stdout.read()
+    assert timer.is_alive()
+    timer.cancel()
