@@ -64,6 +64,8 @@ class SetCriterion(nn.Module):
                 f"iou_power of the criterion is {iou_power}; it must not be negative (0: the score "
                 "asked of every matched prediction is 1)"
             )
+        if not 0 <= focal_alpha <= 1:
+            raise UserError(f"focal_alpha of the criterion is {focal_alpha}; it must be 0 to 1")
         self.num_classes = num_classes
         self.matcher = matcher
         self.weight_class = weight_class

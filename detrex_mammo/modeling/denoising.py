@@ -19,7 +19,7 @@ from detrex_mammo.errors import UserError
 from detrex_mammo.layers import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
 from detrex_mammo.modeling.batching import to_device
 from detrex_mammo.modeling.matcher import Matching
-from detrex_mammo.modeling.query_groups import LossGroup, Outputs
+from detrex_mammo.modeling.query_groups import LossGroup, Outputs, is_amount, is_count
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,13 @@ class Denoising(nn.Module):
         weight: float = 1.0,
     ):
         super().__init__()
-        counts = (num_groups, boxes_per_group)
-        if min(counts) < 1 or any(type(count) is not int for count in counts):
+        if not (is_count(num_groups) and is_count(boxes_per_group)):
             raise UserError(
                 f"num_groups of the denoising queries is {num_groups} and boxes_per_group "
                 f"{boxes_per_group}; both must be whole numbers of at least 1; without denoising "
                 "set model.denoising=null"
             )
-        if not 0 <= label_noise <= 1 or not 0 <= box_noise <= 1 or weight < 0:
+        if not (is_amount(label_noise, 1) and is_amount(box_noise, 1) and is_amount(weight)):
             raise UserError(
                 f"label_noise of the denoising queries is {label_noise}, box_noise {box_noise} and "
                 f"weight {weight}; the first two must be in [0, 1] and the last not negative"

@@ -109,6 +109,10 @@ class DeformableDETR(nn.Module):
         self.test_time_augmentation = test_time_augmentation
         _check_kind("tiles", tiles, Tiles)
         _check_kind("test_time_augmentation", test_time_augmentation, TestTimeAugmentation)
+        _check_kind("backbone", backbone, nn.Module, may_be_null=False)
+        for name in ("num_classes", "num_queries", "topk"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name} is {getattr(self, name)}, but must be at least 1")
         self._check_agreement(transformer, criterion, embed_dim, num_feature_levels)
         self.backbone = backbone
         self.in_features = list(in_features)
@@ -137,6 +141,8 @@ class DeformableDETR(nn.Module):
         if self.normalizes_by_image:
             pixel_mean, pixel_std = (0.0,) * 3, (1.0,) * 3
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            if not isinstance(values, Sequence) or len(values) != 3:
+                raise UserError(f"model.{name} is {values}; it must be three numbers, or null")
             buffer = torch.tensor([float(v) for v in values]).view(-1, 1, 1)
             self.register_buffer(name, buffer, persistent=False)
 
@@ -331,13 +337,13 @@ class DeformableDETR(nn.Module):
 
     def _criterion(self) -> SetCriterion:
         if self.criterion is None:
-            raise ValueError("model.criterion is None; training needs a SetCriterion")
+            raise UserError("model.criterion is null, but training needs a SetCriterion")
         return self.criterion
 
 
-def _check_kind(name: str, value: object, kind: type) -> None:
-    if value is not None and not isinstance(value, kind):
+def _check_kind(name: str, value: object, kind: type, may_be_null: bool = True) -> None:
+    if not isinstance(value, kind) and not (may_be_null and value is None):
         raise UserError(
-            f"model.{name} is {value!r}; it must be null or a node, such as "
+            f"model.{name} is {value!r}; it must be {'null or ' * may_be_null}a node, such as "
             f"{{_target_: {kind.__module__}.{kind.__name__}, ...}}"
         )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from detrex_mammo.errors import UserError
-from detrex_mammo.modeling.query_groups import LossGroup, Outputs
+from detrex_mammo.modeling.query_groups import LossGroup, Outputs, is_amount, is_count
 
 
 class HybridMatching(nn.Module):
@@ -35,9 +35,8 @@ class HybridMatching(nn.Module):
         lambda_one2many: float = 1.0,
     ):
         super().__init__()
-        counts = (num_queries_one2many, k_one2many)
-        are_counts = min(counts) >= 1 and all(type(count) is int for count in counts)
-        if not are_counts or lambda_one2many < 0:
+        are_counts = is_count(num_queries_one2many) and is_count(k_one2many)
+        if not (are_counts and is_amount(lambda_one2many)):
             raise UserError(
                 f"num_queries_one2many is {num_queries_one2many}, k_one2many {k_one2many} and "
                 f"lambda_one2many {lambda_one2many}; the first two must be whole numbers of at "

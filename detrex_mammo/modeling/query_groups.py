@@ -7,6 +7,7 @@ others were not there, so leaving them out afterwards changes nothing.
 B batch, Q queries of inference, H further queries of their kind, D denoising queries, C channels.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,16 @@ from detrex_mammo.modeling.batching import to_device
 from detrex_mammo.modeling.matcher import Matching
 
 Outputs = list[dict[str, Tensor]]
+
+
+def is_count(value: object) -> bool:
+    """Whether a setting is a whole number of at least 1."""
+    return type(value) is int and value >= 1
+
+
+def is_amount(value: object, most: float = math.inf) -> bool:
+    """Whether a setting is a finite number from 0 to ``most``."""
+    return type(value) in (int, float) and 0 <= value <= most and value < math.inf
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,8 @@ class DeformableTransformer(nn.Module):
             raise UserError(
                 f"embed_dim is {embed_dim}; it must be a multiple of num_heads, {num_heads}"
             )
+        if not 0 <= dropout < 1:
+            raise UserError(f"dropout is {dropout}; it must be at least 0 and below 1")
         self.embed_dim = embed_dim
         self.num_feature_levels = num_feature_levels
         self.two_stage = two_stage

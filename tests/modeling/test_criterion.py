@@ -78,6 +78,8 @@ def test_quality_of_perfect_boxes_is_the_plain_loss():
     found = criterion(iou_power=1e-9)([output], output, targets)
     for name in ("loss_class", "loss_bbox", "loss_giou_enc"):
         torch.testing.assert_close(found[name], plain[name], rtol=0, atol=1e-4)
+    with pytest.raises(UserError, match="focal_alpha of the criterion is 3"):
+        criterion(focal_alpha=3)
     with pytest.raises(UserError, match="iou_power of the criterion is -1"):
         criterion(iou_power=-1)
 

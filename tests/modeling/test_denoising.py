@@ -172,6 +172,11 @@ def test_transformers_makes_the_same_queries(monkeypatch):
         ({"label_noise": 1.5}, "label_noise of the denoising queries is 1.5"),
         ({"box_noise": -1}, "box_noise -1"),
         ({"weight": -1}, "weight -1"),
+        ({"num_groups": None}, "is None"),
+        ({"boxes_per_group": "ten"}, "boxes_per_group ten"),
+        ({"label_noise": None}, "is None"),
+        ({"box_noise": [1.0]}, r"box_noise \[1.0\]"),
+        ({"weight": float("inf")}, "weight inf"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, message):

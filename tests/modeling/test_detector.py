@@ -260,3 +260,23 @@ def test_images_normalised_by_their_own_statistics():
 def test_one_of_two_statistics_is_refused():
     with pytest.raises(UserError, match="model.pixel_mean is None and model.pixel_std .*null"):
         tiny_detector(pixel_mean=None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_queries": 0}, "model.num_queries is 0"),
+        ({"topk": -1}, "model.topk is -1"),
+        ({"pixel_mean": [1, 2]}, "model.pixel_mean is .1, 2.; it must be three numbers"),
+        ({"pixel_std": 5}, "model.pixel_std is 5; it must be three numbers"),
+        ({"backbone": "r50"}, "model.backbone is 'r50'; it must be a node"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        tiny_detector(**settings)
+
+
+def test_training_without_a_criterion_is_refused():
+    with pytest.raises(UserError, match="model.criterion is null"):
+        tiny_detector(criterion=None).train()(make_inputs())

@@ -222,7 +222,8 @@ def test_settings_that_contradict_each_other_are_refused():
             tiny_detector(*arguments, **settings)
     for settings in (
         {"num_queries_one2many": 0}, {"num_queries_one2many": 2.5}, {"k_one2many": 0},
-        {"k_one2many": 1.5}, {"lambda_one2many": -1.0},
+        {"k_one2many": 1.5}, {"lambda_one2many": -1.0}, {"num_queries_one2many": None},
+        {"k_one2many": "six"}, {"lambda_one2many": None}, {"lambda_one2many": float("nan")},
     ):  # fmt: skip
         with pytest.raises(UserError, match="model.hybrid=null"):
             HybridMatching(32, True, **settings)

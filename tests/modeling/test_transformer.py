@@ -100,5 +100,7 @@ def test_any_sizes():
 def test_settings_that_cannot_be_are_refused():
     with pytest.raises(UserError, match="embed_dim is 30.*num_heads, 4"):
         DeformableTransformer(**{**SMALL, "embed_dim": 30})
+    with pytest.raises(UserError, match="dropout is 2"):
+        DeformableTransformer(**{**SMALL, "dropout": 2})
     with pytest.raises(UserError, match="num_decoder_layers is 0"):
         DeformableTransformer(**{**SMALL, "num_decoder_layers": 0})
