@@ -18,10 +18,14 @@ def main() -> int:
     """Parse, replay, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="OUTPUT/nan_step_N")
+    parser.add_argument(
+        "--config-file",
+        help="whose model to build, if it has classes of your own: FOLDER/config.yaml",
+    )
     parser.add_argument("--rank", type=int, help="only the batches of this process")
     parser.add_argument("--device", default="cpu", choices=("auto", "cpu", "cuda"))
     args = parser.parse_args()
-    replay = Replay(args.folder, resolve_device(args.device))
+    replay = Replay(args.folder, resolve_device(args.device), args.config_file)
     ranks = replay.ranks()
     if args.rank is not None and args.rank not in ranks:
         raise UserError(f"--rank is {args.rank}, but there are batches of {ranks}")

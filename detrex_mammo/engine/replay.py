@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from detrex_mammo.checkpoint.loading import load_weights
 from detrex_mammo.checkpoint.reading import read_checkpoint, weights_of
-from detrex_mammo.config import instantiate, load_config, without_pretrained
+from detrex_mammo.checkpoint.trusted import build_model
+from detrex_mammo.config import instantiate, load_config, load_config_text, without_pretrained
 from detrex_mammo.engine.nan_dump import CONFIG, FACTS, STATE, batch_name, unpack
 from detrex_mammo.errors import UserError
+
+_AMP = {"": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
@@ -62,38 +66,71 @@ class Replay:
     Args:
         folder: ``nan_step_N``.
         device: "cpu" or "cuda".
+        config_file: whose model to build; without one, that of the folder, which may be a
+            stranger's, so only from classes of this package.
 
     Raises:
-        UserError: it is no such folder.
+        UserError: it is no such folder, it is damaged, or its model is of other classes.
     """
 
-    def __init__(self, folder: Path, device: str = "cpu"):
+    def __init__(self, folder: Path, device: str = "cpu", config_file: str | None = None):
         self.folder, self.device = Path(folder), device
         try:
-            self.facts = json.loads((self.folder / FACTS).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            facts = json.loads((self.folder / FACTS).read_text(encoding="utf-8"))
+            self.amp, self.processes = _AMP[facts["amp"]], int(facts["processes"])
+            text = (self.folder / CONFIG).read_text(encoding="utf-8")
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{str(folder)!r} is not a folder nan_step_N of a run that stopped ({error})"
+                f"{str(folder)!r} is not a folder nan_step_N of a run that stopped "
+                f"({type(error).__name__}: {error})"
             ) from error
-        self.amp = getattr(torch, self.facts["amp"]) if self.facts["amp"] else None
-        self.model = instantiate(without_pretrained(load_config(str(self.folder / CONFIG)).model))
+        if config_file is None:
+            name = str(self.folder / CONFIG)
+            self.model = _of_a_stranger(load_config_text(text, name), name)
+        else:
+            self.model = instantiate(without_pretrained(load_config(config_file).model))
         path = self.folder / STATE
         load_weights(self.model, weights_of(read_checkpoint(path), path), str(path))
         self.model.to(device).train()
 
     def ranks(self) -> list[int]:
-        """Processes whose batches are there."""
-        count = self.facts["processes"]
-        return [rank for rank in range(count) if (self.folder / batch_name(rank)).is_file()]
+        """Processes whose batches are there.
+
+        Raises:
+            UserError: none are.
+        """
+        names = [batch_name(rank) for rank in range(self.processes)]
+        found = [rank for rank, name in enumerate(names) if (self.folder / name).is_file()]
+        if not found:
+            raise UserError(
+                f"{str(self.folder)!r} holds none of the batches of its run, {names[0]} to "
+                f"{names[-1]}: copy them there too"
+            )
+        return found
 
     def run(self, rank: int) -> Iterator[Finding]:
-        """Each batch of a process, forward and backward."""
-        content = read_checkpoint(self.folder / batch_name(rank))
-        for batch in content["batches"]:
-            torch.set_rng_state(batch["rng"]["cpu"])
-            if self.device == "cuda" and "cuda" in batch["rng"]:
-                torch.cuda.set_rng_state(batch["rng"]["cuda"])
-            yield self._step(unpack(batch["items"]))
+        """Each batch of a process, forward and backward.
+
+        Raises:
+            UserError: the file holds something else.
+        """
+        path = self.folder / batch_name(rank)
+        try:
+            batches = [
+                (batch["rng"], unpack(batch["items"])) for batch in read_checkpoint(path)["batches"]
+            ]
+            for states, _ in batches:
+                torch.Generator().set_state(states["cpu"])
+        except (KeyError, TypeError, AttributeError, AssertionError, RuntimeError) as error:
+            raise UserError(
+                f"{str(path)!r} holds no batches of a step ({type(error).__name__}: {error}): "
+                "copy it again"
+            ) from error
+        for states, items in batches:
+            torch.set_rng_state(states["cpu"])
+            if self.device == "cuda" and "cuda" in states:
+                torch.cuda.set_rng_state(states["cuda"])
+            yield self._step(items)
 
     def _step(self, items: list[dict[str, Any]]) -> Finding:
         found = Finding(inputs=bad_inputs(items))
@@ -116,6 +153,13 @@ class Replay:
         gradients = [(n, p.grad) for n, p in self.model.named_parameters() if p.grad is not None]
         found.gradients = [name for name, grad in gradients[::-1] if not_finite(grad)[0]]
         return found
+
+
+def _of_a_stranger(cfg: DictConfig, name: str) -> nn.Module:
+    try:
+        return build_model(cfg, name)
+    except UserError as error:
+        raise UserError(f"{error}, such as --config-file {name} if this run is yours") from error
 
 
 def _watch(found: Finding, name: str) -> Any:
