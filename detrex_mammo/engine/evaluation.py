@@ -107,10 +107,11 @@ class Evaluation:
         """
         results: dict[str, Any] = {}
         speed: dict[str, Any] = {}
-        # Several processes leave together, where they meet.
+        # Several processes leave together, where they meet. The innermost: what the others put back
+        # is put back whole.
         alone = interruption.current().leaving_at_once(lambda: comm.get_world_size() == 1)
         interruption.leave_if_asked()
-        with alone, rng.undisturbed(), whole(self.model):
+        with rng.undisturbed(), whole(self.model), alone:
             for part in self.parts:
                 inner = results.setdefault(part.name, {}) if part.name else results
                 place = speed.setdefault(part.name, {}) if part.name else speed

@@ -2,15 +2,17 @@
 """One pass over a test set: with progress, and left within seconds when a signal comes."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.structures import Instances
 from detectron2.utils import comm
 from torch import nn
 
 from detrex_mammo.engine import interruption
+from detrex_mammo.errors import UserError
 from detrex_mammo.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -53,7 +55,9 @@ class WatchedLoader:
 
 
 class LeavingEvaluator(DatasetEvaluator):
-    """An evaluator that a signal ends.
+    """An evaluator that a signal ends, and that scores no predictions of NaN.
+
+    pycocotools would take a box of NaN for a hit.
 
     Args:
         evaluator: does the work.
@@ -62,15 +66,35 @@ class LeavingEvaluator(DatasetEvaluator):
 
     def __init__(self, evaluator: DatasetEvaluator, folders: Sequence[Path] = ()):
         self.evaluator, self.folders = evaluator, folders
-        self.reset, self.process = evaluator.reset, evaluator.process
+        self.problem = ""
+
+    def reset(self) -> None:
+        """Forget all predictions."""
+        self.problem = ""
+        self.evaluator.reset()
+
+    def process(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+        """Take what the model says of some images."""
+        for item, output in zip(inputs, outputs):
+            if not self.problem and not _is_finite(output):
+                self.problem = str(item.get("file_name", item.get("image_id")))
+        if not self.problem:
+            self.evaluator.process(inputs, outputs)
 
     def evaluate(self) -> Any:
         """The evaluator's numbers.
 
         Raises:
             Interrupted: in every process, if any was asked to leave.
+            UserError: in every process, if there are predictions of NaN.
         """
         interruption.leave_if_asked()  # an early end of the loop is not scored
+        problem = next(filter(None, comm.all_gather(self.problem)), None)
+        if problem is not None:
+            raise UserError(
+                f"what the model says of the image {problem!r} is not finite and cannot be scored: "
+                "look for NaN in that image and in the weights (they may have diverged)"
+            )
         try:
             with interruption.main_process_works():
                 return self.evaluator.evaluate()
@@ -78,6 +102,17 @@ class LeavingEvaluator(DatasetEvaluator):
             for folder in self.folders if comm.is_main_process() else ():
                 (folder / DETECTRON2_FILE).unlink(missing_ok=True)
             raise
+
+
+def _is_finite(output: Any) -> bool:
+    """Whether scores and boxes are, of a prediction in detectron2's form."""
+    found = output.get("instances") if isinstance(output, Mapping) else None
+    if not isinstance(found, Instances):
+        return True
+    fields = found.get_fields()
+    boxes = fields.get("pred_boxes")
+    values = [fields.get("scores"), None if boxes is None else boxes.tensor]
+    return all(value is None or bool(value.isfinite().all()) for value in values)
 
 
 def run_evaluator(
@@ -98,6 +133,7 @@ def run_evaluator(
 
     Raises:
         Interrupted: in every process, if any was asked to leave.
+        UserError: in every process, if the model says NaN.
     """
     talk = logging.getLogger(inference_on_dataset.__module__)
     talk.addFilter(_is_no_progress)

@@ -1,6 +1,7 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
 """An evaluation shows how far it is, and a signal ends it; the resumed run makes it again."""
 
+import functools
 import json
 import os
 import signal
@@ -9,13 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.evaluation import DatasetEvaluators
+from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
+from torch import nn
 
 from detrex_mammo import progress
 from detrex_mammo.engine import interruption
 from detrex_mammo.engine.dry_run import _trial_folder
+from detrex_mammo.engine.evaluation_loop import run_evaluator
 from detrex_mammo.engine.interruption import Interrupted, Signals
+from detrex_mammo.engine.launch import World, launch
 from detrex_mammo.engine.status import read_status
+from detrex_mammo.errors import UserError
 from tests.engine import tiny
 from tests.engine.faults import exit_code, run, start
 from tests.engine.test_interruption import assert_same_run
@@ -81,7 +88,7 @@ class SignalledEvaluator(TinyEvaluator):
         if 100 * self.evaluations + len(self.errors) == self.image_at:
             send(self.rank)
         time.sleep(self.seconds)
-        assert len(self.errors) < 50, "the evaluation goes on"
+        assert len(self.errors) < 500, "the evaluation goes on"
         super().process(inputs, outputs)
 
     def evaluate(self) -> dict:
@@ -165,8 +172,8 @@ def test_an_evaluation_alone_leaves_no_numbers(place: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_one_of_two_processes_is_signalled_at_an_image(rank: int, tmp_path: Path) -> None:
-    """Two hundred images of 0.05 s: the evaluator refuses to see 50 of its 100."""
-    config = signalled_config(tmp_path, images=200)
+    """Two thousand images of 0.05 s: the evaluator refuses to see 500 of its 1000."""
+    config = signalled_config(tmp_path, images=2000)
     with pytest.raises(SystemExit) as ended:
         run(config, "--num-gpus", "2", "dataloader.evaluator.image_at=3",
             "dataloader.evaluator.seconds=0.05", f"dataloader.evaluator.rank={rank}",
@@ -234,3 +241,53 @@ def test_a_forked_process_does_nothing_about_it() -> None:
             os._exit(7)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     assert interruption.current().received == 0
+
+
+class NanModel(nn.Module):
+    """Says NaN of one image's scores or boxes.
+
+    Args:
+        bad: number of the image.
+        field: of the detections.
+    """
+
+    def __init__(self, bad: int, field: str):
+        super().__init__()
+        self.bad, self.field = bad, field
+
+    def forward(self, batch: list[dict]) -> list[dict]:
+        return [{"instances": self.detect(item["image_id"])} for item in batch]
+
+    def detect(self, number: int) -> Instances:
+        values = {"scores": torch.ones(2), "pred_boxes": torch.ones(2, 4)}
+        if number == self.bad:
+            values[self.field][1] = torch.nan
+        boxes = Boxes(values["pred_boxes"])
+        return Instances((8, 8), scores=values["scores"], pred_boxes=boxes)
+
+
+def evaluate_nan(folder: Path, bad: int, field: str) -> None:
+    """Each process has two images; what it ends with goes into a file."""
+    rank = comm.get_rank()
+    loader = [[{"image_id": 2 * rank + i, "file_name": f"{2 * rank + i}.png"}] for i in range(2)]
+    evaluator = DatasetEvaluators([])
+    try:
+        run_evaluator(NanModel(bad, field), loader, evaluator)
+        (folder / f"{rank}").write_text("scored")
+    except UserError as error:
+        (folder / f"{rank}").write_text(str(error))
+
+
+@pytest.mark.parametrize("field", ["scores", "pred_boxes"])
+def test_nan_is_not_scored(field: str, tmp_path: Path) -> None:
+    evaluate_nan(tmp_path, 1, field)
+    assert "the image '1.png' is not finite and cannot be scored" in (tmp_path / "0").read_text()
+    evaluate_nan(tmp_path, 5, field)
+    assert (tmp_path / "0").read_text() == "scored"
+
+
+def test_nan_in_one_process_is_known_to_all(tmp_path: Path) -> None:
+    job = functools.partial(evaluate_nan, tmp_path, 3, "scores")
+    launch(job, World(num_processes=2))
+    for rank in range(2):
+        assert "the image '3.png' is not finite" in (tmp_path / f"{rank}").read_text()
