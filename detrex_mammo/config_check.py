@@ -3,11 +3,13 @@
 
 import difflib
 import inspect
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,6 +20,12 @@ PARTS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 DATALOADER_PARTS = ("train", "test", "evaluator")
 # Arguments that the engine supplies when it builds the node.
 FILLED_AT_RUN = {"optimizer.params": {"model"}}
+_UNIONS = (Union, UnionType)
+_NUMBERS: dict[type, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "true or false"),
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+}
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
@@ -89,13 +97,24 @@ def _check_interpolations(cfg: DictConfig, source: str) -> None:
         found = re.search(r"node `([^`]+)` is not a container", reason)
         if found is None:
             raise UserError(f"{source}: {key}: {reason}") from error
-        null = found[1]
+        null = _full_key(cfg, key, found[1])
         whole = null.replace("dataloader.test", "dataloader.evaluator", 1)
         is_evaluator = whole != null and f"{key}.".startswith(f"{whole}.")
         raise UserError(
             f"{key} in {source} is taken from {null}, which is null: set "
             f"{f'{whole}=null' if is_evaluator else key} too"
         ) from error
+
+
+def _full_key(cfg: DictConfig, key: str, null: str) -> str:
+    """Where in the config ``null`` is, which the interpolation at ``key`` may name relatively."""
+    parts = key.split(".")
+    for depth in range(len(parts) - 1, 0, -1):
+        *above, last = (*parts[:depth], *null.split("."))
+        group = OmegaConf.select(cfg, ".".join(above))
+        if isinstance(group, DictConfig) and last in group and group[last] is None:
+            return ".".join((*above, last))
+    return null
 
 
 def _check_section(section: Any, schema: DictConfig, key: str, source: str) -> None:
@@ -124,7 +143,8 @@ def check_kind(key: str, value: Any, example: Any, source: str) -> None:
         ListConfig: ((ListConfig, list), "a list"),
     }
     allowed, words = kinds.get(type(example), ((), ""))
-    if not allowed or (isinstance(value, allowed) and isinstance(value, bool) == (bool in allowed)):
+    is_right = isinstance(value, allowed) and isinstance(value, bool) == (bool in allowed)
+    if not allowed or (is_right and not (isinstance(value, float) and not math.isfinite(value))):
         return
     raise UserError(f"{key} in {source} is {value!r}, but must be {words}")
 
@@ -141,8 +161,11 @@ def _check_nodes(node: Any, key: str, source: str) -> None:
 
 
 def _check_call(node: DictConfig, key: str, source: str) -> None:
-    known, required, open_ended = call_arguments(resolve_target(node, key, source))
+    target = resolve_target(node, key, source)
+    known, required, open_ended = call_arguments(target)
     for name in node:
+        if name in known:
+            _check_argument(f"{key}.{name}", node[name], number_arguments(target).get(name), source)
         if name == "_target_" or name in known:
             continue
         if not open_ended or nearest(str(name), set(known) - set(node), cutoff=0.8):
@@ -150,6 +173,15 @@ def _check_call(node: DictConfig, key: str, source: str) -> None:
     missing = sorted(set(required) - set(node) - FILLED_AT_RUN.get(key, set()))
     if missing:
         raise UserError(f"{key} in {source} lacks {', '.join(f'{key}.{name}' for name in missing)}")
+
+
+def _check_argument(key: str, value: Any, kind: tuple[type, bool] | None, source: str) -> None:
+    """Refuse a list, a word or null where the constructor says that it takes a number."""
+    if kind is None or (value is None and kind[1]):
+        return
+    allowed, words = _NUMBERS[kind[0]]
+    if not isinstance(value, allowed) or isinstance(value, bool) != (kind[0] is bool):
+        raise UserError(f"{key} is {value!r} in {source}, but must be {words}")
 
 
 def resolve_target(node: DictConfig, key: str, source: str) -> Callable:
@@ -197,3 +229,21 @@ def call_arguments(target: Callable) -> tuple[tuple[str, ...], tuple[str, ...], 
     known = tuple(p.name for p in by_name)
     required = tuple(p.name for p in by_name if p.default is p.empty)
     return known, required, any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+@cache
+def number_arguments(target: Callable) -> dict[str, tuple[type, bool]]:
+    """Arguments annotated as one number or truth value: its type, and whether None will do."""
+    try:
+        parameters = inspect.signature(target, eval_str=True).parameters.values()
+    except Exception:  # an annotation may name what is not there
+        return {}
+    found = {}
+    for parameter in parameters:
+        kinds, is_union = [parameter.annotation], get_origin(parameter.annotation) in _UNIONS
+        kinds = list(get_args(parameter.annotation)) if is_union else kinds
+        may_be_none = type(None) in kinds or parameter.default is None
+        numbers = [kind for kind in kinds if kind in tuple(_NUMBERS)]
+        if len(numbers) == 1 and len(numbers) == len(kinds) - (type(None) in kinds):
+            found[parameter.name] = (numbers[0], may_be_none)
+    return found

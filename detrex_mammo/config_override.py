@@ -2,6 +2,7 @@
 """``key=value`` overrides on a config: keys must exist, values are read as plain data."""
 
 import ast
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,10 @@ from detrex_mammo.config_check import (
 )
 from detrex_mammo.errors import UserError
 
+logger = logging.getLogger(__name__)
 _SOURCE = "the command line"
+_TARGET = "_target_"
+_EITHER = {"train.batch_size"}  # a number or a word, as whoever reads it checks
 _WORDS = {"null": None, "none": None, "true": True, "false": False}
 
 
@@ -28,18 +32,24 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> None:
         overrides: ``key=value``; list items by index (``a.0.b=1``). The value is everything after
             the first ``=``: null, true, false, a number, a ``[list]``, a ``{map: 1}``, otherwise
             the text as it stands, so that spaces, ``=`` and parentheses need no quoting here. A
-            setting that holds text keeps it text (``train.output_dir=2024``).
+            setting that holds text keeps it text (``train.output_dir=2024``). A ``_target_`` lets a
+            node call something else (``optimizer._target_=torch.optim.SGD``); arguments in the
+            config that it does not take are left out, with a warning.
 
     Raises:
         UserError: not ``key=value``, an unknown key, or a value of the wrong kind.
     """
+    pairs = []
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise UserError(f"override {override!r} is not of the form key=value")
         if key.startswith(("+", "~")):
             raise UserError(f"override {override!r}: keys cannot be created or removed, only set")
-        _set(cfg, key, text.strip())
+        pairs.append((key, text.strip()))
+    # What is called comes first: the other keys may be arguments that only it takes.
+    for key, text in sorted(pairs, key=lambda pair: not pair[0].endswith(f".{_TARGET}")):
+        _set(cfg, key, text)
 
 
 def parse_value(text: str, key: str = "value") -> Any:
@@ -88,10 +98,23 @@ def _set(cfg: DictConfig, key: str, text: str) -> None:
         current = node._get_node(last)
         current = current._value() if isinstance(current, ValueNode) else current
     value = parse_value(text, key)
+    if last == _TARGET:
+        _call(node, ".".join(parts[:-1]), value)
+        return
     if isinstance(current, str) and isinstance(value, (int, float)) and "${" not in current:
-        value = text if not isinstance(value, bool) else value
-    _check_replaceable(key, current, value)
+        value = text if not isinstance(value, bool) and key not in _EITHER else value
+    if key not in _EITHER:
+        _check_replaceable(key, current, value)
     node[last] = value
+
+
+def _call(node: DictConfig, key: str, target: Any) -> None:
+    """Let a node call something else, without the arguments that it does not take."""
+    node[_TARGET] = target
+    known, _, open_ended = call_arguments(resolve_target(node, key, _SOURCE))
+    for name in [] if open_ended else [name for name in node if name not in (_TARGET, *known)]:
+        del node[name]
+        logger.warning("%s takes no %s: %s.%s is left out", target, name, key, name)
 
 
 def _names(node: Any, key: str) -> list[str]:
@@ -100,8 +123,8 @@ def _names(node: Any, key: str) -> list[str]:
         return [str(index) for index in range(len(node))]
     if not isinstance(node, DictConfig):
         return []
-    names = [str(name) for name in node if name != "_target_"]
-    if "_target_" in node:
+    names = [str(name) for name in node]
+    if _TARGET in node:
         known = call_arguments(resolve_target(node, key, _SOURCE))[0]
         names += [name for name in known if name not in names]
     return names

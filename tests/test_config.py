@@ -129,6 +129,8 @@ def test_argument_that_a_constructor_takes_is_a_key_even_if_the_file_does_not_se
         ),
         ("train.amp = True", "must be a group of settings"),
         ("train.epochs = 'many'", "train.epochs in "),
+        ("model.width = [8]", "model.width is [8] in "),
+        ("model.dropout = None", "but must be a number"),
     ],
 )
 def test_mistake_in_a_config_file_is_found(change: str, nearest: str, tmp_path: Path) -> None:
@@ -215,6 +217,12 @@ def test_unfinished_list_is_one_sentence() -> None:
         ("train.amp=True", "set one of its keys instead: train.amp.enabled, train.amp.dtype"),
         ("train.init_checkpoint=null", "must be text"),
         ("model.backbone=r50", "model.backbone is a group of settings"),
+        ("optimizer.lr=[1e-4, 1e-5]", "lr is [0.0001, 1e-05] in the command line, but must be a n"),
+        ("optimizer.lr=null", "lr is None in the command line, but must be a number"),
+        ("optimizer.weight_decay={a: 1}", "must be a number"),
+        ("model.num_queries=2.5", "model.num_queries is 2.5 in the command line, but must be"),
+        ("model.num_classes=[2]", "must be a whole number"),
+        ("train.epochs=1e400", "train.epochs in the command line is inf, but must be a number"),
     ],
 )
 def test_value_of_the_wrong_kind_is_refused(override: str, expected: str) -> None:
@@ -260,5 +268,9 @@ def test_null_that_another_setting_refers_to_is_one_sentence(override: str, expe
     with pytest.raises(UserError, match=expected) as caught:
         load_config(path, [override])
     assert "\n" not in str(caught.value) and "interpolation" not in str(caught.value)
+    one_set = "projects/mammography/configs/demo.py"  # with relative interpolations
+    assert "set dataloader.evaluator=null too" in sentence(
+        load_config, one_set, ["dataloader.test=null"]
+    )
     both = ["dataloader.test.inbreast=null", "dataloader.evaluator.inbreast=null"]
     assert load_config(path, both).dataloader.test.inbreast is None

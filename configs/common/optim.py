@@ -2,7 +2,8 @@
 """AdamW with learning-rate groups as data, so that config.yaml loads again.
 
 Any optimizer of torch takes the same ``params``, such as ``optimizer = L(torch.optim.SGD)(
-params=L(param_groups)(lr="${..lr}"), lr=0.01, momentum=0.9)`` in a config.
+params=L(param_groups)(lr="${..lr}"), lr=0.01, momentum=0.9)`` in a config, or on the command line
+``optimizer._target_=torch.optim.SGD optimizer.lr=0.01 optimizer.momentum=0.9``.
 """
 
 import torch

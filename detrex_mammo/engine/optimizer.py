@@ -2,6 +2,7 @@
 """Parameter groups from rules that are plain data, and states that fit any implementation."""
 
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +22,13 @@ _KIND = "kind"  # of optimizer, in its state
 
 def build_optimizer(node: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
     """Build ``optimizer`` over a model; its ``params`` node gets the model."""
-    groups = instantiate_with(node.params, "optimizer.params", model=model)
+    params = node.get("params")
+    if not isinstance(params, DictConfig) or "_target_" not in params:
+        raise UserError(
+            f"optimizer.params is {params!r}, but must be a node that makes them, such as "
+            "{_target_: detrex_mammo.engine.optimizer.param_groups, lr: '${..lr}'}"
+        )
+    groups = instantiate_with(params, "optimizer.params", model=model)
     try:
         return instantiate_with(node, "optimizer", params=groups)
     except UserError:
@@ -75,7 +82,7 @@ def param_groups(
         if label not in group["names"]:
             group["names"].append(label)
     if not groups:
-        raise UserError("the model has no trainable parameter: lower freeze_at or unfreeze a part")
+        raise UserError("the model has no trainable parameter: freeze less in train.freeze")
     for rule, was_used in zip(rules, used):
         if not was_used:
             logger.warning("optimizer rule %r fits no trainable parameter", rule["pattern"])
@@ -90,9 +97,8 @@ def _checked(rule: Any) -> dict[str, Any]:
         )
     rule = dict(rule)
     for name, value in rule.items():
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         is_unset = name == "weight_decay" and value is None
-        if name != "pattern" and not is_unset and not (is_number and value >= 0):
+        if name != "pattern" and not is_unset and not _is_amount(value):
             raise UserError(
                 f"optimizer.params.rules: {name} of {rule['pattern']!r} is {value!r}, but must be "
                 "a number, 0 or more"
@@ -104,6 +110,10 @@ def _checked(rule: Any) -> dict[str, Any]:
             f"optimizer.params.rules: pattern {rule['pattern']!r} is no regular expression: {error}"
         ) from error
     return rule
+
+
+def _is_amount(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
 
 
 def keep_implementation(optimizer: torch.optim.Optimizer) -> None:

@@ -39,6 +39,8 @@ class Schedule:
             if type(item.default) in (int, float):
                 value = getattr(self, item.name)
                 _check(item.name, value, _is_amount(value), "a number, 0 or more")
+        is_switch = isinstance(self.after_warmup, bool)
+        _check("after_warmup", self.after_warmup, is_switch, "true or false")
         lengths = {
             name: getattr(self, name) for name in ("warmup_iters", "warmup_epochs", "warmup_share")
         }

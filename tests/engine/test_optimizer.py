@@ -4,13 +4,14 @@
 import copy
 import itertools
 import logging
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from detrex_mammo.config import get_config, instantiate_with
+from detrex_mammo.config import get_config, instantiate_with, load_config
 from detrex_mammo.engine.main import main
 from detrex_mammo.engine.optimizer import build_optimizer, keep_implementation, param_groups
 from detrex_mammo.errors import UserError
@@ -68,7 +69,7 @@ def test_rule_that_fits_nothing_warns(caplog) -> None:
     [
         {"pattern": "x", "lr_multiplyer": 1}, {"lr_multiplier": 1}, {"pattern": "("}, "backbone",
         {"pattern": "x", "lr_multiplier": "ten"}, {"pattern": "x", "lr_multiplier": -1},
-        {"pattern": "x", "weight_decay": -0.1},
+        {"pattern": "x", "weight_decay": -0.1}, {"pattern": "x", "lr_multiplier": math.inf},
     ],
 )  # fmt: skip
 def test_rule_of_another_form_is_refused(rule: dict) -> None:
@@ -89,6 +90,14 @@ def test_what_an_optimizer_refuses_is_one_sentence(name: str, value, expected: s
     node = get_config("configs/common/optim.py").AdamW
     node[name] = value
     with pytest.raises(UserError, match=f"optimizer refuses its settings .*{expected}"):
+        build_optimizer(node, model())
+
+
+@pytest.mark.parametrize("value", [None, 3, "all", []])
+def test_parameters_are_a_node(value) -> None:
+    node = get_config("configs/common/optim.py").AdamW
+    node.params = value
+    with pytest.raises(UserError, match="optimizer.params is .*param_groups"):
         build_optimizer(node, model())
 
 
@@ -126,6 +135,34 @@ def test_any_optimizer_of_torch_by_config(tmp_path: Path, name: str) -> None:
     losses = read_lines(tmp_path / "run/metrics.json", "total_loss")
     assert losses == read_lines(tmp_path / "whole/metrics.json", "total_loss")
     assert len(losses) == len(set(losses)) == 4
+
+
+def test_another_optimizer_on_the_command_line(tmp_path: Path, caplog) -> None:
+    """SGD has no betas, so those of the config go; what it does have can be set beside it."""
+    path = Path(write_config(tmp_path))
+    path.write_text(path.read_text().replace("lr=1e-2,", "lr=1e-2, betas=[0.9, 0.999],"))
+    sgd = ["optimizer.momentum=0.9", "optimizer._target_=torch.optim.SGD"]
+    with caplog.at_level(logging.WARNING, logger="detrex_mammo"):
+        main(["--config-file", str(path), "train.max_iter=2", *sgd])
+    assert "torch.optim.SGD takes no betas: optimizer.betas is left out" in caplog.text
+    content = torch.load(tmp_path / "run/model_final.pth", weights_only=True)
+    assert content["trainer"]["optimizer"]["kind"] == "SGD"
+    assert content["trainer"]["optimizer"]["param_groups"][0]["momentum"] == 0.9
+    again = tmp_path / "run/config.yaml"
+    main(["--config-file", str(again), f"train.output_dir={tmp_path / 'again'}"])
+    losses = [read_lines(tmp_path / f / "metrics.json", "total_loss") for f in ("run", "again")]
+    assert losses[0] == losses[1]
+    for wrong, expected in (
+        ("optimizer.betas=[0.9, 0.99]", "unknown key 'optimizer.betas'"),
+        ("optimizer._target_=torch.optim.SDG", "names 'torch.optim.SDG', which does not exist"),
+        ("optimizer._target_=torch.optim", "which cannot be called"),
+        ("optimizer._target_=7", "is 7, which cannot be called"),
+        ("optimizer._target_=torch.nn.Linear", "unknown key 'optimizer.momentum'"),
+        ("optimizer.lr._target_=a", "unknown key 'optimizer.lr._target_'"),
+        ("train._target_=a", "unknown key 'train._target_'"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            load_config(str(path), [*sgd, wrong])
 
 
 def test_the_state_of_another_optimizer_is_refused(tmp_path: Path) -> None:

@@ -140,6 +140,7 @@ def test_one_cycle_is_that_of_torch() -> None:
         (CosineSchedule, {"warmup_iters": -1}, "0 or more"),
         (CosineSchedule, {"warmup_share": 1.5}, "at most 1"),
         (CosineSchedule, {"cycles": 0}, "lr_multiplier.cycles is 0"),
+        (CosineSchedule, {"after_warmup": "False"}, "after_warmup is 'False', but must be true or"),
         (CosineSchedule, {"cycles": 1.5}, "whole number"),
         (StepSchedule, {"epochs": 0}, "lr_multiplier.epochs is 0"),
         (PolynomialSchedule, {"power": 0}, "lr_multiplier.power is 0"),
