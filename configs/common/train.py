@@ -58,7 +58,7 @@ train = dict(
     # after three times as many at 95 %.
     ema=dict(enabled=False, decay=0.9999, warmup=2000),
     # Checkpoint every so many epochs (fractions allowed, 0: at the end only), keep the newest few;
-    # two at least, so that there is one to fall back on.
+    # two at least, so that there is one to fall back on, or all (0).
     checkpointer=dict(period_epochs=1, max_to_keep=5),
     # Evaluate every so many epochs (0: at the end only).
     eval_period_epochs=1,

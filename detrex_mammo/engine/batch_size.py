@@ -189,10 +189,11 @@ def fit(
 
     first = need(1)
     if first > free:
+        fewer = "take fewer dataloader.train.num_workers, " if device == "cpu" else ""
         raise UserError(
             f"train.batch_size is 'auto', but one image of {alone[0]}x{alone[1]} already needs "
-            f"{format_bytes(first)} and {format_bytes(max(free, 0))} are free: make images smaller "
-            "in dataloader.train.mapper, set train.amp.enabled=True, or use activation "
+            f"{format_bytes(first)} and {format_bytes(max(free, 0))} are free: {fewer}make images "
+            "smaller in dataloader.train.mapper, set train.amp.enabled=True, or use activation "
             "checkpointing in model"
         )
     if most == 1:

@@ -53,8 +53,8 @@ class BestCheckpoint:
         problem, value = comm.all_gather((problem, value))[0]
         if problem is not None:
             raise UserError(problem)
-        if math.isnan(value):
-            logger.warning("%s does not exist in this evaluation (NaN): no best", self.metric)
+        if not math.isfinite(value):
+            logger.warning("%s is %s in this evaluation: no best", self.metric, value)
         elif self._is_better(value):
             logger.info("best %s so far: %.4f", self.metric, value)
             self.value = value

@@ -114,7 +114,8 @@ class RunCheckpointer(DetectionCheckpointer):
         periodic = [name for name in self._written() if PERIODIC.fullmatch(name)]
         old = periodic[max(count, 2) :]
         for name in old:
-            (Path(self.save_dir) / name).unlink(missing_ok=True)
+            with self._disk_errors(name):
+                (Path(self.save_dir) / name).unlink(missing_ok=True)
         if old:
             with self._disk_errors("checksums"):
                 self.files.forget(*old)

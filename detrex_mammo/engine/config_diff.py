@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from detrex_mammo.checkpoint.reading import read_checkpoint
 from detrex_mammo.config import config_to_text, get_config
@@ -23,8 +24,18 @@ def read_text(source: str) -> str:
         source: a run's folder, a config file (``.py`` or ``.yaml``), or a checkpoint of a run.
 
     Raises:
-        UserError: none of these.
+        UserError: none of these, or one that lacks what its values refer to.
     """
+    text = _stored_text(source)
+    try:
+        OmegaConf.to_container(OmegaConf.create(text), resolve=True)
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"config {source!r} is not whole: {error.full_key}: {reason}") from error
+    return text
+
+
+def _stored_text(source: str) -> str:
     path = Path(source).expanduser()
     if path.is_dir():
         if not (path / "config.yaml").is_file():

@@ -8,11 +8,12 @@ an evaluation of two batches, a checkpoint. It happens in a folder of its own on
 
 import copy
 import json
+import logging
 import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +23,22 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 
 from detrex_mammo.checkpoint.reading import read_checkpoint
+from detrex_mammo.config import instantiate
 from detrex_mammo.engine import setup
 from detrex_mammo.engine.evaluation import by_name
-from detrex_mammo.engine.folder import check_free
+from detrex_mammo.engine.folder import check_free, output_folder
+from detrex_mammo.engine.ineffective import ineffective
+from detrex_mammo.engine.lengths import period, positive, total_iterations
 from detrex_mammo.engine.loaders import build_test_loader
 from detrex_mammo.engine.record import NAME as RECORD
 from detrex_mammo.engine.status import NAME as STATUS
 from detrex_mammo.engine.status import read_status
 from detrex_mammo.engine.summary import format_bytes, format_rows, format_seconds
-from detrex_mammo.engine.training import steps, total_iterations, train
+from detrex_mammo.engine.training import train
 from detrex_mammo.errors import UserError
+from detrex_mammo.progress import counted
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class Plan:
         step_seconds: of the second step; the first one warms up.
         data_seconds: of these, waited for data.
         evaluations: how often the run evaluates.
-        evaluation_seconds: of one of them.
+        evaluation_seconds: of one of them, without its report.
         memory: ``bytes`` and ``of`` what, in the main process.
         checkpoint_bytes: of one file.
         num_checkpoints: most files that lie on the disk at a time.
@@ -106,17 +113,18 @@ class Plan:
             raise UserError(
                 f"the disk of train.output_dir {str(folder)!r} has {format_bytes(self.free_bytes)} "
                 f"free, but {self.num_checkpoints} checkpoints need "
-                f"{format_bytes(self.disk_bytes)}: free some, or lower "
-                "train.checkpointer.max_to_keep"
+                f"{format_bytes(self.disk_bytes)}: free some, or keep fewer "
+                "(train.checkpointer.max_to_keep, 0 keeps all)"
             )
 
 
-def dry_run(cfg: DictConfig, device: str) -> Plan | None:
+def dry_run(cfg: DictConfig, device: str, overrides: Sequence[str] = ()) -> Plan | None:
     """Try a run and print what it will need.
 
     Args:
         cfg: checked; it is not changed.
         device: "cuda" or "cpu".
+        overrides: ``key=value`` of the command line; those without effect are warned of.
 
     Returns:
         Plan: in the main process.
@@ -124,16 +132,20 @@ def dry_run(cfg: DictConfig, device: str) -> Plan | None:
     Raises:
         UserError: whatever would have stopped the run, or too little disk.
     """
-    output = Path(cfg.train.output_dir).expanduser()
+    output = output_folder(cfg.train.output_dir)
     check_free(output)
+    positive(cfg.train, "log_period")  # the small run has its own
     with _trial_folder(output) as folder:
         trial = copy.deepcopy(cfg)
         trial.train.update(output_dir=str(folder), fast_dev_run=True, log_period=1)
         trial.train.seed = setup.choose_seed(cfg.train.seed)
         setup.start_log(folder)
+        for sentence in ineffective(cfg, overrides):
+            logger.warning(sentence)
         setup.seed_all(trial.train.seed + comm.get_rank())
         train(trial, device, folder, resume=False)
         batches = _test_batches(cfg)
+        check_images(cfg)
         plan = make_plan(cfg, folder, batches) if comm.is_main_process() else None
     if plan is not None:
         print(f"dry run, nothing of it is left; the run in {output}:\n{plan.table()}", flush=True)
@@ -141,11 +153,30 @@ def dry_run(cfg: DictConfig, device: str) -> Plan | None:
     return plan
 
 
+def check_images(cfg: DictConfig) -> None:
+    """Raise UserError if a file of an image of the run's data sets is not there.
+
+    All processes call it together, as they do whatever loads a data set.
+    """
+    tests = by_name(cfg.dataloader.get("test")).items()
+    nodes = {f"dataloader.test.{name}".rstrip("."): node for name, node in tests}
+    for key, node in {"dataloader.train": cfg.dataloader.train, **nodes}.items():
+        dataset = instantiate(node.get("dataset")) or ()
+        items = (dataset[index] for index in range(len(dataset)))
+        known = [str(item["file_name"]) for item in items if "file_name" in item]
+        missing = [name for name in counted(known, "look for images") if not os.path.exists(name)]
+        if missing:
+            raise UserError(
+                f"{key}: {len(missing)} of {len(known)} images are not there, the "
+                f"first is {missing[0]!r}: check file_name and image_root"
+            )
+
+
 @contextmanager
 def _trial_folder(output: Path) -> Iterator[Path]:
     """A folder on the disk of the output, the same in every process, removed at the end."""
     above = output.absolute()
-    while not above.is_dir():
+    while not above.exists():
         above = above.parent
     problem = folder = None
     if comm.is_main_process():
@@ -159,6 +190,10 @@ def _trial_folder(output: Path) -> Iterator[Path]:
     try:
         yield Path(folder)
         comm.synchronize()
+    except UserError as error:
+        if folder not in str(error):
+            raise
+        raise UserError(f"{error}; that folder was the dry run's and is removed") from error
     finally:
         if comm.is_main_process():
             shutil.rmtree(folder, ignore_errors=True)
@@ -175,14 +210,16 @@ def make_plan(cfg: DictConfig, folder: Path, test_batches: Mapping[str, int]) ->
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     step = [line for line in read_status(folder / STATUS) if "seconds_per_step" in line][-1]
     training, settings = record["training"], cfg.train
-    per_epoch = math.ceil(training["images"] / training["batch"])
+    per_epoch = training["steps_per_epoch"]
     total = total_iterations(settings, per_epoch)
     checkpoint = folder / "model_final.pth"
     evaluations, seconds = 0, 0.0
     if "evaluation" in record:
-        period = steps(settings.eval_period_epochs, per_epoch)
-        evaluations = math.ceil(total / period) if period else 1
+        every = period(settings, "eval_period_epochs", per_epoch)
+        evaluations = math.ceil(total / every) if every else 1
         seconds = _evaluation_seconds(test_batches, record["evaluation"])
+        # The average is evaluated as well, and the losses are another pass over the images.
+        seconds *= (1 + settings.ema.enabled) * (1 + settings.eval_loss)
     return Plan(
         images=training["images"],
         batch=training["batch"],
@@ -201,8 +238,8 @@ def make_plan(cfg: DictConfig, folder: Path, test_batches: Mapping[str, int]) ->
 
 def _num_checkpoints(settings: DictConfig, total: int, per_epoch: int) -> int:
     """Periodic ones, the last, the best, and one that is being written."""
-    period = steps(settings.checkpointer.period_epochs, per_epoch)
-    periodic = (total - 1) // period if period else 0
+    every = period(settings, "checkpointer.period_epochs", per_epoch)
+    periodic = (total - 1) // every if every else 0
     if settings.checkpointer.max_to_keep > 0:
         periodic = min(periodic, max(settings.checkpointer.max_to_keep, 2))  # one to fall back to
     return periodic + 2 + bool(settings.best.metric)

@@ -61,8 +61,8 @@ class Ema:
         """Inside, the model has the average for its weights."""
         weights = self._weights()
         kept = {name: value.clone() for name, value in weights.items()}
-        self._put(self.average)
         try:
+            self._put(self.average)
             yield
         finally:
             self._put(kept)

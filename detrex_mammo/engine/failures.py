@@ -2,6 +2,7 @@
 """Failures of the machine during training, told in one sentence."""
 
 import errno
+import os
 import re
 import traceback
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ from pathlib import Path
 from detrex_mammo.errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Its folder is gone or not to be written any more, or the disk itself is.
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM)
+_BROKEN = (errno.EROFS, errno.EIO, errno.ESTALE)
 _DEAD_WORKER = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)(.*?killed by signal: ([\w ]+))?", re.DOTALL
 )
@@ -18,7 +22,7 @@ _DEAD_WORKER = re.compile(
 
 @contextmanager
 def told_in_a_sentence() -> Iterator[None]:
-    """Turn a full disk, and the death of a process that loads images, into a sentence.
+    """Turn a full or lost disk, and the death of a process that loads images, into a sentence.
 
     Raises:
         UserError: one of these.
@@ -28,9 +32,16 @@ def told_in_a_sentence() -> Iterator[None]:
     except (OSError, EOFError) as error:
         if _is_of_a_handover(error):
             raise _dead_worker("has died") from error
-        if getattr(error, "errno", None) not in _FULL:
+        code, name = getattr(error, "errno", None), getattr(error, "filename", None)
+        name = os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else ""
+        if code in _BROKEN or (code in _GONE and name):
+            raise UserError(
+                f"{repr(name) if name else 'a file'} cannot be read or written any more "
+                f"({error.strerror}): bring its folder or disk back and go on with --resume"
+            ) from error
+        if code not in _FULL:
             raise
-        place = f" for {error.filename!r}" if error.filename else ""
+        place = f" for {name!r}" if name else ""
         raise UserError(
             f"the disk has no room{place} ({error.strerror}): make room and go on with --resume "
             "from the last checkpoint, which is whole"

@@ -9,6 +9,13 @@ from detrex_mammo.errors import UserError
 _TRACES = ("config.yaml", "metrics.json", "last_checkpoint", "model_final.pth")
 
 
+def output_folder(name: str) -> Path:
+    """``train.output_dir`` as a path; an empty one would be the folder one happens to be in."""
+    if not name.strip():
+        raise UserError("train.output_dir is empty: give a folder, '.' for the one you are in")
+    return Path(name).expanduser()
+
+
 def holds_a_run(folder: Path) -> bool:
     """Whether an earlier run has written here."""
     return any((folder / name).exists() for name in _TRACES)

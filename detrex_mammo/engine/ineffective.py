@@ -63,11 +63,6 @@ _RULES = (
         "train.checkpointer.period_epochs is 0, so only the last checkpoint is written: set it",
     ),
     _Rule(
-        "train.eval_period_epochs",
-        _is_never_evaluated,
-        "the run has no dataloader.evaluator: set one, or train.eval_loss=True",
-    ),
-    _Rule(
         "train.ema.decay",
         lambda cfg: not cfg.train.ema.enabled,
         "train.ema.enabled is False: set train.ema.enabled=True",
@@ -91,6 +86,24 @@ _RULES = (
         "train.scale_lr.reference",
         lambda cfg: not cfg.train.scale_lr.rule,
         "train.scale_lr.rule is not set: set it to linear or sqrt",
+    ),
+    *(
+        _Rule(
+            key,
+            _is_never_evaluated,
+            "the run has no dataloader.evaluator: set one, or train.eval_loss=True",
+        )
+        for key in ("train.eval_period_epochs", "train.tensorboard_images")
+    ),
+    _Rule(
+        "train.report",
+        lambda cfg: not by_name(cfg.dataloader.get("evaluator")),
+        "the run has no dataloader.evaluator: set one",
+    ),
+    _Rule(
+        "train.fsdp.reshard_after_forward",
+        lambda cfg: not cfg.train.fsdp.enabled,
+        "train.fsdp.enabled is False: set train.fsdp.enabled=True",
     ),
     _Rule(
         "train.init",

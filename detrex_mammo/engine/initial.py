@@ -110,6 +110,7 @@ def load_initial(
             f"--eval-only evaluates the checkpoint's own heads, but {path!r} has none for "
             f"{', '.join(report.fresh_classes)}: train them first"
         )
+    _require_finite(state, path)
     load_weights(model, state, path, lambda name: name.endswith(_COUNTER))
     _tell(report, path, initial, policy)
 
@@ -204,6 +205,7 @@ def _load_backbone(model: nn.Module, initial: Initial, path: str, evaluate: bool
         for name, value in initial.state.items()
         if name in wanted or not deepest or name.split(".")[1] <= deepest or "stem" in name
     }
+    _require_finite(state, path)
     kept = load_weights(model, state, path, _not_in_a_backbone_file)
     logger.info(
         "loaded %d backbone tensors from %s; %d tensors outside the backbone start at random",
@@ -211,6 +213,16 @@ def _load_backbone(model: nn.Module, initial: Initial, path: str, evaluate: bool
         path,
         sum(not name.startswith("backbone.") for name in kept),
     )
+
+
+def _require_finite(state: Mapping[str, torch.Tensor], path: str) -> None:
+    bad = [name for name, value in state.items() if not value.isfinite().all()]
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise UserError(
+            f"checkpoint {path!r} holds weights that are not finite ({bad[0]}{more}), from which "
+            "nothing can be computed: take an earlier one"
+        )
 
 
 def _not_in_a_backbone_file(name: str) -> bool:

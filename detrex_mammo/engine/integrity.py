@@ -75,8 +75,15 @@ class CheckedFolder:
             UserError: it is missing or damaged.
         """
         path = self.folder / name
+        if path.is_dir():
+            raise UserError(f"checkpoint {str(path)!r} is a folder")
         known = self.sums().get(name)
-        if known and path.is_file() and file_sha256(path) not in known:
+        try:
+            is_damaged = known and path.is_file() and file_sha256(path) not in known
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"checkpoint {str(path)!r} cannot be read ({reason})") from error
+        if is_damaged:
             raise UserError(
                 f"checkpoint {str(path)!r} ({path.stat().st_size} bytes) is damaged: its SHA-256 "
                 f"is not the one in {NAME}"
@@ -84,9 +91,9 @@ class CheckedFolder:
         return read_checkpoint(path)
 
     def set_aside(self, name: str) -> None:
-        """Rename a damaged file, so that nobody takes it for a checkpoint; nothing is deleted."""
+        """Rename what is damaged, so that nobody takes it for a checkpoint; nothing is deleted."""
         path = self.folder / name
-        if path.is_file():
+        if path.exists():
             os.replace(path, self.folder / f"{name}{DAMAGED}")
         self.forget(name)
 

@@ -18,13 +18,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import distributed as dist
 
 from detrex_mammo.data.loader import SIGNALS
-from detrex_mammo.engine import rng
 from detrex_mammo.engine.checkpointer import RunCheckpointer
 
 logger = logging.getLogger(__name__)
@@ -204,7 +202,7 @@ class SaveAndLeave(HookBase):
             self._save()
             comm.synchronize()  # nobody leaves before the file is there
 
-    def _save_step_before(self, step: int, generators: dict[str, torch.Tensor] | None) -> None:
+    def _save_step_before(self, step: int, take_back: Callable[[], None] | None) -> None:
         """What the step before left, after an error that has changed nothing of it."""
         trainer = self.trainer
         fail_together = comm.get_world_size() == 1 or trainer.nan.has_stopped
@@ -212,8 +210,8 @@ class SaveAndLeave(HookBase):
             return
         now, trainer.iter = trainer.iter, step - 1
         try:
-            if generators is not None:
-                rng.set_torch_states(generators, trainer.device)
+            if take_back is not None:
+                take_back()
             self._save()
             comm.synchronize()  # nobody leaves before the file is there
         except Exception as error:  # the disk's or a broken device's: the first one is the reason

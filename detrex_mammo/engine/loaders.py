@@ -18,7 +18,7 @@ from omegaconf import DictConfig, ListConfig
 from detrex_mammo.config import instantiate, instantiate_with
 from detrex_mammo.config_check import call_arguments, nearest, resolve_target
 from detrex_mammo.data.batching import Batches
-from detrex_mammo.data.loader import outlive_signals
+from detrex_mammo.data.loader import start_worker
 from detrex_mammo.engine.sampler import SeededSampler
 from detrex_mammo.errors import UserError
 
@@ -60,8 +60,8 @@ def build_train_data(node: DictConfig, seed: int, start_iter: int = 0) -> TrainD
     batch_size, world = node.get("total_batch_size"), comm.get_world_size()
     if not isinstance(batch_size, int) or batch_size < 1 or batch_size % world:
         raise UserError(
-            f"dataloader.train.total_batch_size is {batch_size}: it must be a multiple of the "
-            f"number of processes, {world}"
+            f"dataloader.train.total_batch_size is {batch_size}: it must be above 0 and a "
+            f"multiple of the number of processes, {world}"
         )
     with dataset_errors("dataloader.train"):
         _check_names(node, "dataloader.train")
@@ -113,8 +113,8 @@ def build_test_loader(node: DictConfig, first_batches: int | None = None) -> Any
         _check_names(node, "dataloader.test")
         _check_workers(node, "dataloader.test")
         loader = instantiate(node)
-    if getattr(loader, "worker_init_fn", outlive_signals) is None:
-        loader.worker_init_fn = outlive_signals
+    if getattr(loader, "worker_init_fn", start_worker) is None:
+        loader.worker_init_fn = start_worker
     return loader if first_batches is None else FirstBatches(loader, first_batches)
 
 

@@ -24,7 +24,7 @@ from detrex_mammo.engine.evaluation import (
     write_metrics,
 )
 from detrex_mammo.engine.failures import told_in_a_sentence
-from detrex_mammo.engine.folder import check_free, numbered
+from detrex_mammo.engine.folder import check_free, numbered, output_folder
 from detrex_mammo.engine.ineffective import ineffective
 from detrex_mammo.engine.initial import build_model, load_initial
 from detrex_mammo.engine.interruption import Signals
@@ -86,7 +86,7 @@ class Job:
             device = setup.resolve_device(self.cfg.train.device)
             if self.dry_run:
                 with errors_of_workers():
-                    dry_run(self.cfg, device)
+                    dry_run(self.cfg, device, self.overrides)
             else:
                 run(self.cfg, device, self.eval_only, self.resume, self.overrides)
 
@@ -114,10 +114,10 @@ def run(
         require_evaluator(cfg)
     if cfg.train.init_checkpoint and "://" not in cfg.train.init_checkpoint:
         require_source(local_path(cfg.train.init_checkpoint))
-    folder = prepare_folder(cfg, eval_only, resume)
     cfg.train.seed = setup.choose_seed(cfg.train.seed)
-    setup.start_log(folder)
+    folder = prepare_folder(cfg, eval_only, resume)
     with reported(folder, "evaluation" if eval_only else "training") as last:
+        setup.start_log(folder)
         setup.log_hardware(device)
         for sentence in ineffective(cfg, overrides):
             logger.warning(sentence)
@@ -135,7 +135,7 @@ def run(
 
 def prepare_folder(cfg: DictConfig, eval_only: bool, resume: bool) -> Path:
     """Choose and make the output folder, the same in every process, and put it into the config."""
-    folder = Path(cfg.train.output_dir).expanduser()
+    folder = output_folder(cfg.train.output_dir)
     if cfg.train.fast_dev_run:
         folder = numbered(folder, "fast_dev_run")
     elif eval_only:

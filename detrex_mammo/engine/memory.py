@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 from detrex_mammo.config import instantiate, without_pretrained
 from detrex_mammo.engine.accumulation import summed_losses
 from detrex_mammo.engine.freezing import freeze
+from detrex_mammo.engine.lengths import positive
 from detrex_mammo.engine.optimizer import build_optimizer
 from detrex_mammo.engine.precision import amp_dtype
 from detrex_mammo.errors import UserError
@@ -123,7 +124,8 @@ def predict_peak(
         model.to_empty(device="cpu")
         optimizer = build_optimizer(cfg.optimizer, model)
         images = [blank_image(size) for _ in range(batch)]
-        rounds = min(cfg.train.accumulate, 2)  # the gradients of the first wait for all others
+        # The gradients of the first batch wait for all others.
+        rounds = min(positive(cfg.train, "accumulate"), 2)
         weights = sum(_bytes(t) for t in (*model.parameters(), *model.buffers()))
         try:
             with _nothing_matched(model), summed_losses(model), StorageCounter() as counter:
@@ -132,11 +134,13 @@ def predict_peak(
                 step(model, optimizer, images, dtype)  # makes the optimizer's state
                 counter.highest = counter.held
                 step(model, optimizer, images, dtype, rounds)
-        except (RuntimeError, NotImplementedError) as error:
-            reason = " ".join(str(error).split())[:200]
+        except UserError:
+            raise
+        except Exception as error:  # whatever a model makes of images of that size without numbers
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise UserError(
-                f"memory of this model cannot be predicted, because it needs numbers ({reason}): "
-                "measure it with tools/train_net.py --dry-run"
+                f"memory of this model cannot be predicted, because a step of {size[0]}x{size[1]} "
+                f"without numbers fails ({reason}): measure it with tools/train_net.py --dry-run"
             ) from error
         state = sum(_bytes(value) for value in _tensors_of(optimizer))
     besides = bytes_besides(cfg, model, num_processes)

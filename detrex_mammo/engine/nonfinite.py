@@ -7,6 +7,7 @@ same numbers and decides alike. The weights are those of before the step in any 
 
 import logging
 import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -127,7 +128,8 @@ class NanPolicy:
         place = self.dump(step, batch.kept, bad)
         comm.synchronize()  # nobody leaves before all have written
         self.has_stopped = True
-        kept = f"; tools/replay_batch.py {place} tells where it begins" if place else ""
+        command = f"tools/replay_batch.py {shlex.quote(place)}"
+        kept = f"; {command} tells where it begins" if place else ""
         row = f" in the {self.in_row}th step in a row" if self.in_row > 1 else ""
         self.in_row, self.skipped = self.in_row - 1, self.skipped - 1  # a resumed run does it again
         return UserError(

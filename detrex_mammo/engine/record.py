@@ -2,7 +2,6 @@
 """``run.json``: what a run ran on, how long and how fast; read by the model zoo and model card."""
 
 import json
-import os
 import resource
 import sys
 import time
@@ -16,6 +15,7 @@ from detectron2.utils.events import EventWriter
 from torch import nn
 
 from detrex_mammo.checkpoint.reading import file_sha256, source_sha256
+from detrex_mammo.engine.integrity import replace_text
 from detrex_mammo.engine.provenance import command_line, git_commit, package_versions
 from detrex_mammo.errors import UserError
 from detrex_mammo.evaluation.hardware import describe_machine
@@ -77,9 +77,7 @@ class RunRecord(EventWriter):
             return
         self.session["seconds"] = round(time.perf_counter() - self.start, 3)
         self.session["peak_memory"] = peak_memory(self.device)
-        partial = self.path.with_suffix(".json.partial")
-        partial.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, self.path)
+        replace_text(self.path, json.dumps(self.content, indent=1) + "\n")
 
 
 def _read(path: Path) -> dict[str, Any]:

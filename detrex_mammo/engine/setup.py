@@ -39,8 +39,10 @@ def resolve_device(name: str) -> str:
 
 def choose_seed(seed: int) -> int:
     """``train.seed``, or one drawn from the system for -1; the same in every process."""
-    if type(seed) is not int or seed < -1:
-        raise UserError(f"train.seed is {seed!r}, but must be a whole number, -1 to draw one")
+    if type(seed) is not int or not -1 <= seed < 2**63:
+        raise UserError(
+            f"train.seed is {seed!r}, but must be a whole number below 2**63, -1 to draw one"
+        )
     if seed >= 0:
         return seed
     drawn = secrets.randbelow(2**31)
@@ -54,14 +56,30 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+class _LogFile(logging.FileHandler):
+    """A log that a full disk cuts short, and nothing more: the console has the same lines."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Go on."""
+
+
 def start_log(folder: Path) -> None:
     """Log to console (main process) and to ``log.txt`` (``log.txt.rankN`` elsewhere).
 
     A second run in the same process gets a log of its own; detectron2's set-up would write to both.
+
+    Raises:
+        UserError: nothing can be written there.
     """
     rank = comm.get_rank()
     name = "log.txt" if rank == 0 else f"log.txt.rank{rank}"
-    handlers: list[logging.Handler] = [logging.FileHandler(folder / name, encoding="utf-8")]
+    try:
+        handlers: list[logging.Handler] = [_LogFile(folder / name, encoding="utf-8")]
+    except OSError as error:
+        raise UserError(
+            f"train.output_dir {str(folder)!r} cannot be written to ({error.strerror or error}): "
+            "give a folder that can"
+        ) from error
     handlers[0].setFormatter(
         logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%d %H:%M:%S")
     )

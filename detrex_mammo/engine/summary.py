@@ -7,13 +7,14 @@ Everything is read from the files of the run, so the same table can be made at a
 import datetime
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from detrex_mammo.engine.record import NAME as RECORD
 
 LAST_STEPS = 100  # a step's time is their median
+ENDS = ("_low", "_high")  # of the name of a number that is an end of another one's interval
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -29,7 +30,7 @@ def summarise(folder: Path, kpi: Mapping[str, float]) -> str:
     """
     record = _read_record(folder)
     rows = [*_training_rows(record, _read_metrics(folder)), *_session_rows(record)]
-    rows += [(name, f"{value:.4f}") for name, value in kpi.items()]
+    rows += _kpi_rows(kpi)
     rows += _file_rows(folder)
     return format_rows(rows)
 
@@ -82,7 +83,7 @@ def _training_rows(record: Mapping[str, Any], lines: list[dict[str, Any]]) -> li
     if not training or not steps:
         return []
     done = int(steps[-1]["iteration"]) + 1
-    epochs = done * training["batch"] / max(training["images"], 1)
+    epochs = done / training["steps_per_epoch"]
     rows = [("steps", f"{done} of {training['steps']} ({epochs:.2f} epochs)")]
     losses = [line["total_loss"] for line in steps]
     rows.append(("total_loss", f"{losses[0]:.4f} -> {losses[-1]:.4f}"))
@@ -92,6 +93,19 @@ def _training_rows(record: Mapping[str, Any], lines: list[dict[str, Any]]) -> li
         speed = training["batch"] / median if median > 0 else float("inf")
         rows.append(("step", f"{median:.3g} s ({speed:.3g} images/s)"))
     return rows
+
+
+def _kpi_rows(kpi: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    """A row a number; the ends of its interval, ``name_low`` and ``name_high``, stand beside it."""
+    for name, value in kpi.items():
+        place, slash, last = name.rpartition("/")
+        kind, dash, category = last.partition("-")
+        head, tail = f"{place}{slash}{kind}", f"{dash}{category}"
+        if any(f"{head.removesuffix(end)}{tail}" in kpi for end in ENDS if head.endswith(end)):
+            continue
+        ends = [kpi[f"{head}{end}{tail}"] for end in ENDS if f"{head}{end}{tail}" in kpi]
+        interval = f" [{ends[0]:.4f}, {ends[1]:.4f}]" if len(ends) == 2 else ""
+        yield name, f"{value:.4f}{interval}"
 
 
 def _session_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:

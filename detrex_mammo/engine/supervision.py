@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import active_children, connection
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,14 @@ def forwarded_signals() -> Iterator[list[Any]]:
         list: to be filled with the processes.
     """
     processes: list[Any] = []
+    others = active_children()
 
     def forward(number: int, frame: Any) -> None:
-        if not processes:
-            raise SystemExit(128 + number)  # nothing has begun
+        if not processes:  # nothing has begun, but some may be there, which Python would wait for
+            for process in active_children():
+                if process not in others:
+                    process.kill()
+            raise SystemExit(128 + number)
         for process in processes:
             if process.is_alive():
                 os.kill(process.pid, number)

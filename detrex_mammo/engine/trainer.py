@@ -8,6 +8,7 @@ one step later, right after the model has waited anyway.
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import distributed as dist
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from detrex_mammo.engine import rng
 from detrex_mammo.engine.accumulation import Kept, LargeBatch, summed_losses
@@ -29,6 +31,21 @@ from detrex_mammo.errors import UserError
 _SIGNAL = "signal"  # among the numbers of a step
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """What a step changes before it is known to be whole.
+
+    Attributes:
+        step: its number.
+        generators: states of torch's generators before it.
+        statistics: what batch norms had gathered before it.
+    """
+
+    step: int
+    generators: dict[str, torch.Tensor]
+    statistics: list[torch.Tensor]
+
+
 @dataclass
 class _Metrics:
     """What one step measured; ``values`` may still be on their way to the host."""
@@ -36,11 +53,11 @@ class _Metrics:
     names: list[str]
     values: torch.Tensor  # of these names, then the total of each small batch of this process
     batch: LargeBatch
-    begun: tuple[int, dict[str, torch.Tensor]]
+    begun: _Begun
 
     @property
     def iter(self) -> int:
-        return self.begun[0]
+        return self.begun.step
 
 
 class Trainer(SimpleTrainer):
@@ -64,8 +81,8 @@ class Trainer(SimpleTrainer):
         is_interrupted: some process has got one; known to all in the same step.
         is_stopped: set by a hook to end training after its step.
         unfinished: number of the step that would have to be done first if the run ended here, and
-            the states of torch's generators before it, if they are others now; None while weights
-            and averages are changed.
+            what takes back what it has changed so far, if it has begun; None while weights and
+            averages are changed.
     """
 
     def __init__(
@@ -106,7 +123,9 @@ class Trainer(SimpleTrainer):
         self.nan = NanPolicy(nan_policy, nan_limit, self.grad_scaler)
         self.signals = Signals()
         self.is_interrupted = self.is_stopped = False
-        self.unfinished: tuple[int, dict[str, torch.Tensor] | None] | None = None
+        self.unfinished: tuple[int, Callable[[], None] | None] | None = None
+        norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        self.statistics = [buffer for norm in norms for buffer in norm.buffers()]
 
     def train(self, start_iter: int, max_iter: int) -> None:
         """Run steps ``start_iter`` to ``max_iter - 1``.
@@ -139,7 +158,9 @@ class Trainer(SimpleTrainer):
 
     def run_step(self) -> None:
         """One optimizer step, on ``accumulate`` batches."""
-        begun = self.unfinished = (self.iter, rng.torch_states(self.device))
+        kept = [buffer.clone() for buffer in self.statistics]
+        begun = _Begun(self.iter, rng.torch_states(self.device), kept)
+        self.unfinished = (self.iter, lambda: self._take_back(begun))
         with summed_losses(self.model, self.accumulate > 1) as has_sums:
             batch = LargeBatch(self.accumulate, has_sums)
             for index in range(self.accumulate):
@@ -154,7 +175,10 @@ class Trainer(SimpleTrainer):
         grad_norm = clip_gradients(self.parameters, self.max_norm, self.norm_type)
         values = self._reduce(losses, grad_norm)
         self.unfinished = None
-        self._update(values.isfinite().all())
+        is_finite = values.isfinite().all()
+        self._update(is_finite)
+        for buffer, before in zip(self.statistics, kept):  # a step that is left out changes nothing
+            buffer.copy_(torch.where(is_finite, buffer, before))
         host = torch.cat((values, torch.stack(batch.totals))).to("cpu", non_blocking=True)
         self.unread = _Metrics([*losses, "grad_norm", _SIGNAL], host, batch, begun)
         if self.copied is None:
@@ -188,6 +212,10 @@ class Trainer(SimpleTrainer):
         norms = torch._foreach_norm(gradients) if gradients else ()
         return all(bool(norm.isfinite()) for norm in norms)
 
+    def _has_finite_weights(self) -> bool:
+        """Whether those of this process are; an update may overflow where its gradient did not."""
+        return all(bool(local(p.detach()).isfinite().all()) for p in self.parameters)
+
     def _exchange(self, is_last: bool) -> AbstractContextManager:
         """Processes exchange gradients in the backward pass of the last batch of a step."""
         if is_sharded(self.model):
@@ -218,6 +246,12 @@ class Trainer(SimpleTrainer):
         if self.grad_scaler is not None:
             self.grad_scaler.update()  # halves the scale after an overflow
 
+    def _take_back(self, begun: _Begun) -> None:
+        """Undo what a step has changed before the weights."""
+        rng.set_torch_states(begun.generators, self.device)
+        for buffer, before in zip(self.statistics, begun.statistics):
+            buffer.copy_(before)
+
     def after_step(self) -> None:
         """Run the hooks; those that write metrics find the newest ones."""
         if (self.iter + 1) % self.log_period == 0 or self.iter + 1 == self.max_iter:
@@ -242,7 +276,8 @@ class Trainer(SimpleTrainer):
         try:  # All processes see the same numbers, so all go on, or none.
             self.nan.judge(step.iter, metrics, step.batch, values[len(step.names) :])
         except UserError:
-            self.unfinished = step.begun  # its weights are those of before
+            # Its weights are those of before.
+            self.unfinished = (step.iter, lambda: self._take_back(step.begun))
             raise
         now, self.storage.iter = self.storage.iter, step.iter
         losses = [value for name, value in metrics.items() if name != "grad_norm"]
@@ -257,8 +292,16 @@ class Trainer(SimpleTrainer):
         """Iteration, optimizer, hooks, random states and, in fp16, the gradient scaler.
 
         Every process takes part; what the main one gets holds the random states of all.
+
+        Raises:
+            UserError: the weights are not finite; nothing could go on from them.
         """
         self.read_metrics()  # what is not finite must not be saved
+        if not all(comm.all_gather(self._has_finite_weights())):
+            raise UserError(
+                f"the weights after step {self.iter} are not finite, so they are not saved: lower "
+                "optimizer.lr and go on with --resume from the last checkpoint"
+            )
         state = {**super().state_dict(), "rng": rng.gather_states(), "nan": self.nan.state_dict()}
         state["metrics"] = self._newest_metrics()
         if self.grad_scaler is not None:

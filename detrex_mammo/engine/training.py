@@ -34,6 +34,7 @@ from detrex_mammo.engine.history import EvaluationHistory, repair_metrics
 from detrex_mammo.engine.hooks import Checkpoints, Evaluations, LearningRate
 from detrex_mammo.engine.initial import adopt_eps, build_model, load_initial, stored_eps
 from detrex_mammo.engine.interruption import SaveAndLeave
+from detrex_mammo.engine.lengths import period, positive, total_iterations
 from detrex_mammo.engine.loaders import (
     TrainData,
     annotation_files,
@@ -82,7 +83,7 @@ def train(cfg: DictConfig, device: str, folder: Path, resume: bool) -> dict[str,
     is_filled = newest is not None or bool(cfg.train.init_checkpoint)
     checkpointer.model = model = build_model(cfg, is_filled).to(device)
     start_iter = next_step(newest, folder) if resume else 0
-    accumulate = positive(cfg, "accumulate")
+    accumulate = positive(cfg.train, "accumulate")
     settle_batch_size(cfg, device, newest)
     data = build_train_data(cfg.dataloader.train, cfg.train.seed, start_iter * accumulate)
     _prepare_weights(model, cfg, newest)
@@ -107,6 +108,7 @@ def train(cfg: DictConfig, device: str, folder: Path, resume: bool) -> dict[str,
     if ema is not None:
         checkpointer.add_checkpointable("ema", ema)
     if newest is not None:
+        _settle_average(newest, ema)
         checkpointer.restore(newest)
         newest.clear()  # its memory is not needed any more
     if start_iter >= run.max_iter or (evaluations is not None and evaluations.judge()):
@@ -174,6 +176,15 @@ def _ema(cfg: DictConfig, model: nn.Module) -> Ema | None:
     return Ema(model, settings.decay, settings.warmup) if settings.enabled else None
 
 
+def _settle_average(checkpoint: dict[str, Any], ema: Ema | None) -> None:
+    """Let a run that is resumed begin an average, or go on without the one it had."""
+    if ema is not None and "ema" not in checkpoint:
+        logger.warning("the checkpoint holds no average of the weights: it begins with its weights")
+        checkpoint["ema"] = {"model": checkpoint.get("model"), "updates": 0}
+    if ema is None and "ema" in checkpoint:
+        logger.warning("the checkpoint's average ends here, because train.ema.enabled is False")
+
+
 def _evaluations(run: "_Run", model: nn.Module, ema: Ema | None, start_iter: int) -> Evaluations:
     """The evaluation of a run and what hangs on it: the best checkpoint and early stopping."""
     cfg, best, stopping = run.cfg, run.cfg.train.best, run.cfg.train.early_stopping
@@ -181,7 +192,7 @@ def _evaluations(run: "_Run", model: nn.Module, ema: Ema | None, start_iter: int
     checkpointer = run.checkpointer
     return Evaluations(
         Evaluation(cfg, model, first, run.record),
-        steps(cfg.train.eval_period_epochs, run.iters_per_epoch),
+        period(cfg.train, "eval_period_epochs", run.iters_per_epoch),
         EvaluationHistory(run.folder, start_iter),
         checkpointer,
         BestCheckpoint(checkpointer, best.metric, best.mode) if best.metric else None,
@@ -205,7 +216,7 @@ def _trainer(cfg: DictConfig, model: nn.Module, data: TrainData, device: str) ->
         amp_dtype=amp_dtype(cfg.train.amp),
         max_norm=clip.params.max_norm if clip.enabled else None,
         norm_type=clip.params.norm_type,
-        log_period=positive(cfg, "log_period"),
+        log_period=positive(cfg.train, "log_period"),
         accumulate=cfg.train.accumulate,
         nan_policy=cfg.train.nan.policy,
         nan_limit=cfg.train.nan.limit,
@@ -220,39 +231,18 @@ def _trainer(cfg: DictConfig, model: nn.Module, data: TrainData, device: str) ->
     return trainer
 
 
-def positive(cfg: DictConfig, name: str) -> int:
-    """``train.<name>``, which must be a whole number above 0."""
-    value = cfg.train[name]
-    if type(value) is not int or value < 1:
-        raise UserError(f"train.{name} is {value}, but must be a whole number above 0")
-    return value
-
-
 def next_step(checkpoint: Mapping[str, Any] | None, folder: Path) -> int:
     """The step to go on with after a checkpoint; 0 without one."""
     if checkpoint is None:
         logger.warning("--resume: %s holds no checkpoint, starting from the beginning", folder)
         return 0
-    if "trainer" not in checkpoint:
+    try:
+        return int(checkpoint["trainer"]["iteration"]) + 1
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"the newest checkpoint in {str(folder)!r} holds no trainer state to resume from: "
             "start from it with train.init_checkpoint and another train.output_dir"
-        )
-    return int(checkpoint["trainer"]["iteration"]) + 1
-
-
-def total_iterations(train_cfg: DictConfig, iters_per_epoch: int) -> int:
-    """Steps of a run: ``train.max_iter`` if set, else from ``train.epochs``."""
-    if train_cfg.max_iter is not None:
-        if type(train_cfg.max_iter) is not int or train_cfg.max_iter < 1:
-            raise UserError(
-                f"train.max_iter is {train_cfg.max_iter!r}, but must be a whole number of steps "
-                "above 0, or null to count in epochs"
-            )
-        return train_cfg.max_iter
-    if train_cfg.epochs <= 0:
-        raise UserError(f"train.epochs is {train_cfg.epochs}, but must be above 0")
-    return max(1, round(train_cfg.epochs * iters_per_epoch))
+        ) from error
 
 
 def distribute(
@@ -296,7 +286,12 @@ def _record_data(run: _Run) -> None:
     )
     batch = data.batch_size * run.cfg.train.accumulate
     run.record.add(
-        training={"images": data.num_images, "batch": batch, "steps": run.max_iter},
+        training={
+            "images": data.num_images,
+            "batch": batch,
+            "steps": run.max_iter,
+            "steps_per_epoch": run.iters_per_epoch,
+        },
     )
 
 
@@ -304,12 +299,12 @@ def _hooks(
     run: _Run, trainer: Trainer, evaluations: Evaluations | None, ema: Ema | None
 ) -> list[Any]:
     settings, per_epoch = run.cfg.train, run.iters_per_epoch
-    period = steps(settings.checkpointer.period_epochs, per_epoch)
+    saved = period(settings, "checkpointer.period_epochs", per_epoch)
     found: list[Any] = [
         hooks.IterationTimer(2 if run.is_trial else 3),
         LearningRate(trainer.optimizer, run.schedule, per_epoch),
         *([] if ema is None else [Averaging(ema)]),
-        Checkpoints(run.checkpointer, period, settings.checkpointer.max_to_keep),
+        Checkpoints(run.checkpointer, saved, settings.checkpointer.max_to_keep),
         SaveAndLeave(run.checkpointer),
         *([] if evaluations is None else [evaluations]),
     ]
@@ -325,8 +320,3 @@ def _hooks(
         ]
         found.append(hooks.PeriodicWriter(writers, period=window))
     return found
-
-
-def steps(epochs: float, iters_per_epoch: int) -> int:
-    """A period in epochs as steps, at least 1; 0 stays 0."""
-    return 0 if epochs <= 0 else max(1, round(epochs * iters_per_epoch))

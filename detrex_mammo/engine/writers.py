@@ -20,6 +20,7 @@ from detrex_mammo.errors import UserError
 
 logger = logging.getLogger(__name__)
 MOST_WAITING = 1000  # steps with numbers
+ANYTHING = (Exception, SystemExit)  # that another package or its server may raise
 CLOSE_SECONDS = 20.0  # a run that was asked to leave waits for it, too
 
 
@@ -82,17 +83,17 @@ class SafeWriter(EventWriter):
         """In the thread: open, send until there is None, close."""
         try:
             send, stop = self.open_run()
-        except Exception as error:  # whatever another package or its server may raise
+        except ANYTHING as error:
             self._fail(_reason(error))
             send, stop = (lambda numbers, step: None), (lambda: None)
         while (item := self.waiting.get()) is not None:
             try:
                 send(*item)
-            except Exception as error:
+            except ANYTHING as error:
                 self._fail(_reason(error))
         try:
             stop()
-        except Exception as error:
+        except ANYTHING as error:
             self._fail(_reason(error))
 
     def _fail(self, reason: str) -> None:
@@ -101,7 +102,7 @@ class SafeWriter(EventWriter):
             logger.warning("train.writers: %s fails, the run goes on: %s", self.name, reason)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 

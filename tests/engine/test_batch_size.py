@@ -55,6 +55,15 @@ def test_other_values_are_one_sentence(tmp_path: Path, value) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("before", "after"), [(8, "auto"), ("auto", 8)])
+def test_the_command_line_turns_one_into_the_other(tmp_path: Path, before, after) -> None:
+    cfg = small(tmp_path)
+    cfg.train.batch_size = before
+    save_config(cfg, str(tmp_path / "small.yaml"))
+    again = load_config(str(tmp_path / "small.yaml"), [f"train.batch_size={after}"])
+    assert again.train.batch_size == after
+
+
 def predicted(monkeypatch, peak) -> list[tuple[int, tuple[int, int]]]:
     """Replace the prediction by a function of the number of images; returns what is asked for."""
     asked = []
@@ -133,6 +142,7 @@ def test_images_of_both_orientations_share_a_padded_batch(monkeypatch) -> None:
             2**40,
             "no resize that limits",
         ),
+        (lambda cfg: None, -1, "take fewer dataloader.train.num_workers"),
     ],
 )
 def test_where_none_can_be_found_it_is_one_sentence(tmp_path: Path, change, free, told) -> None:

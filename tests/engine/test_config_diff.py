@@ -61,6 +61,15 @@ def test_what_is_no_run_is_one_sentence(source: str, tmp_path: Path, monkeypatch
         read_text(source)
 
 
+def test_a_cut_config_is_one_sentence(tmp_path: Path) -> None:
+    """Cut where ``train`` would begin, to which the evaluator's folder refers."""
+    text = read_text(write_config(tmp_path))
+    (tmp_path / "cut.yaml").write_text(text[text.index("model:") :].replace("train:", "rest:"))
+    path = tmp_path / "cut.yaml"
+    with pytest.raises(UserError, match="cut.yaml' is not whole: dataloader.evaluator.output_dir"):
+        read_text(str(path))
+
+
 def test_exit_codes(tmp_path: Path) -> None:
     one, other = tmp_path / "one.yaml", tmp_path / "other.yaml"
     one.write_text("train: {seed: 1, max_iter: 2}\n")

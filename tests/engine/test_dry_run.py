@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import LazyCall as L
 from omegaconf import OmegaConf
 
 from detrex_mammo.config import find_shipped, load_config
+from detrex_mammo.data.datasets import load_coco_json
 from detrex_mammo.engine import dry_run
 from detrex_mammo.engine.dry_run import Plan
 from detrex_mammo.engine.main import main
@@ -89,18 +91,55 @@ def test_periods_that_do_not_divide(tmp_path: Path) -> None:
         (["dataloader.train.mapper.fail_at=1"], "image 1 cannot be used"),
         (["dataloader.test.mapper.fail_at=1"], "image 1 cannot be used"),
         (["train.init_checkpoint=/no/such.pth"], "does not exist"),
-        (["model.nan_at=1"], "stopped at step 1"),
+        (["model.nan_at=1"], "stopped at step 1.*that folder was the dry run's and is removed"),
+        (["train.log_period=0"], "train.log_period is 0"),
+        (["train.output_dir="], "train.output_dir is empty"),
+        (["train.output_dir={folder}/tiny_config.py/run"], "cannot be made"),
         (["--resume"], "--resume and --dry-run exclude each other"),
         (["--eval-only"], "--eval-only and --dry-run exclude each other"),
     ],
 )
 def test_what_would_stop_the_run_is_told(tmp_path: Path, overrides, expected: str) -> None:
     config = write_config(tmp_path)
+    overrides = [text.replace("{folder}", str(tmp_path)) for text in overrides]
     if "fail_at" in overrides[0] and ".train." in overrides[0]:
         overrides = [*overrides, "dataloader.train.total_batch_size=12"]  # all in the first batch
     with pytest.raises(UserError, match=expected.replace("(", r"\(")):
         call(config, *overrides)
     assert [path.name for path in tmp_path.iterdir()] == ["tiny_config.py"]
+
+
+def test_an_evaluation_is_as_long_as_its_passes(tmp_path: Path, monkeypatch) -> None:
+    """Weights and their average, each predicting and computing its losses: four times 3 s."""
+    monkeypatch.setattr(dry_run, "_evaluation_seconds", lambda *_: 3.0)
+    config = write_config(tmp_path)
+    assert plan_of(config).evaluation_seconds == 3.0
+    assert plan_of(config, "train.ema.enabled=True").evaluation_seconds == 6.0
+    both = ["train.ema.enabled=True", "train.eval_loss=True"]
+    assert plan_of(config, *both).evaluation_seconds == 12.0
+
+
+def test_an_image_that_no_step_reads_is_missed(tmp_path: Path) -> None:
+    """Eight images, one a step: the last one is not among those of the two steps."""
+    coco = write_coco(tmp_path, num_images=8)
+    dataset = L(load_coco_json)(name=str(coco), json_file=str(coco), image_root=str(tmp_path))
+    loader = {"_target_": "builtins.dict", "dataset": dataset}
+    cfg = OmegaConf.create({"dataloader": {"train": loader, "test": loader}})
+    dry_run.check_images(cfg)
+    (tmp_path / "image_7.png").unlink()
+    with pytest.raises(UserError, match="train: 1 of 8 images are not there, .*image_7.png"):
+        dry_run.check_images(cfg)
+
+
+def test_a_run_without_test_data(tmp_path: Path) -> None:
+    path = Path(write_config(tmp_path))
+    path.write_text(path.read_text() + "del dataloader['test'], dataloader['evaluator']\n")
+    assert plan_of(str(path)).evaluations == 0
+
+
+def test_a_setting_without_effect_is_told(tmp_path: Path, capsys) -> None:
+    call(write_config(tmp_path), "train.amp.dtype=fp16")
+    assert "train.amp.dtype=fp16 has no effect" in capsys.readouterr().out
 
 
 def test_a_full_disk_and_an_earlier_run(tmp_path: Path, monkeypatch) -> None:

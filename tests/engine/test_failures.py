@@ -2,16 +2,22 @@
 """Images that cannot be read, and processes that load them and die."""
 
 import logging
+import shutil
 from multiprocessing import connection, resource_sharer
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from detectron2.config import LazyCall
+from detectron2.data import build_detection_test_loader
 
+from detrex_mammo.data.loader import build_train_loader
 from detrex_mammo.engine.failures import told_in_a_sentence
+from detrex_mammo.engine.hooks import LearningRate
+from detrex_mammo.engine.loaders import build_test_loader
 from detrex_mammo.errors import UserError
 from tests.engine.faults import faulty_config, run
-from tests.engine.tiny import read_lines
+from tests.engine.tiny import read_lines, tiny_dataset
 
 SKIP = ["dataloader.train.mapper.unreadable=[3,7]", "dataloader.train.on_error=skip"]
 
@@ -51,7 +57,6 @@ def test_every_place_in_a_batch_is_filled(tmp_path: Path) -> None:
     """By images of the data set that can be read; the others are seen as they would have been."""
     from detrex_mammo.data.loader import SKIPPED, SeededMap
     from tests.engine.faults import FaultyMapper
-    from tests.engine.tiny import tiny_dataset
 
     seeded = SeededMap(tiny_dataset(12), FaultyMapper((3, 7), noise=0.5), skips=True)
     plain = SeededMap(tiny_dataset(12), FaultyMapper(noise=0.5))
@@ -105,3 +110,47 @@ def test_dead_worker_is_one_sentence_and_the_run_goes_on_from_its_checkpoint(
     run(config, "--resume", "dataloader.train.num_workers=1")
     expected = read_lines(tmp_path / "whole/metrics.json", "total_loss")
     assert read_lines(tmp_path / "run/metrics.json", "total_loss") == expected
+
+
+class Refusing:
+    """Cannot go to another process, as where /dev/shm is full."""
+
+    def __reduce__(self):
+        raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("kind", ["train", "test"])
+def test_batch_that_cannot_be_handed_over_is_one_sentence(kind: str) -> None:
+    """Python drops it; the process that trains would wait without end."""
+    settings = dict(dataset=tiny_dataset(4), mapper=lambda item: Refusing(), num_workers=1)
+    if kind == "train":
+        loader = build_train_loader(total_batch_size=2, **settings)
+    else:
+        loader = build_test_loader(LazyCall(lambda: build_detection_test_loader(**settings))())
+    loader.timeout = 30
+    with pytest.raises(UserError, match="process that loads images .* /dev/shm is full"):
+        with told_in_a_sentence():
+            next(iter(loader))
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_folder_that_is_removed_is_one_sentence(step: int, tmp_path: Path, monkeypatch) -> None:
+    before = LearningRate.before_step
+
+    def remove(hook: LearningRate) -> None:
+        if hook.trainer.iter == step:
+            shutil.rmtree(tmp_path / "run")
+        before(hook)
+
+    monkeypatch.setattr(LearningRate, "before_step", remove)
+    with pytest.raises(UserError, match=r"run.* \(No such file or directory\)"):
+        run(faulty_config(tmp_path))
+
+
+def test_lost_disk_is_one_sentence() -> None:
+    for error in (OSError(30, "Read-only file system"), PermissionError(13, "denied", b"a.json")):
+        with pytest.raises(UserError, match="cannot be read or written any more"):
+            with told_in_a_sentence():
+                raise error
+    with pytest.raises(PermissionError), told_in_a_sentence():
+        raise PermissionError(13, "of a socket, say")

@@ -38,6 +38,16 @@ from tests.engine.tiny import write_config
             "no dataloader.evaluator",
             "train.eval_loss=True",
         ),
+        (
+            ["train.tensorboard_images=2", "dataloader.evaluator=null"],
+            "no dataloader.evaluator",
+            "train.eval_loss=True",
+        ),
+        (
+            ["train.fsdp.reshard_after_forward=False"],
+            "train.fsdp.enabled is False",
+            "train.fsdp.enabled=True",
+        ),
         (["train.init.boxes=False"], "train.init_checkpoint is not set", "train.init_checkpoint=a"),
     ],
 )
@@ -49,6 +59,12 @@ def test_each_rule(tmp_path: Path, overrides: list[str], because: str, remedy: s
     assert because in sentence and "\n" not in sentence and "{" not in sentence
     repaired = [*overrides, remedy]
     assert list(ineffective(load_config(config, repaired), repaired)) == []
+
+
+def test_a_report_without_an_evaluator(tmp_path: Path) -> None:
+    overrides = ["train.report=True", "dataloader.evaluator=null"]
+    (sentence,) = ineffective(load_config(write_config(tmp_path), overrides), overrides)
+    assert sentence.startswith("train.report=True has no effect")
 
 
 def test_a_run_warns_of_it(tmp_path: Path) -> None:

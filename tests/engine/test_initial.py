@@ -250,3 +250,17 @@ def test_files_and_folders_that_hold_no_weights(configs, tmp_path: Path, capsys)
         for arguments in ([], ["--eval-only"]):
             assert words in refuse(capsys, config, checkpoint, run, *arguments), checkpoint
     assert not victim.exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("arguments", [(), ("--eval-only",)])
+def test_weights_that_are_not_finite_are_refused(
+    value: float, arguments: tuple, configs, live, tmp_path: Path, capsys
+) -> None:
+    """Not trained for a step, and not evaluated: the numbers would mean nothing."""
+    path = write_own(live["two_stage"], tmp_path / "own.pth")
+    content = torch.load(path, weights_only=True)
+    content["model"]["class_embed.0.bias"][1] = value
+    torch.save(content, path)
+    error = refuse(capsys, configs["two_stage"], path, tmp_path / "run", *arguments)
+    assert "not finite (class_embed.0.bias)" in error

@@ -191,3 +191,47 @@ def test_resume_from_the_one_before_repeats_the_run(tmp_path: Path) -> None:
     run(config, "--resume", "model.dropout=0.1")
     assert read_lines(tmp_path / "run/metrics.json", "total_loss") == expected
     assert len((tmp_path / "run/metrics.json").read_text().splitlines()) == len(whole)
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+    (path / "file").write_text("")
+
+
+def dangling(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere.pth")
+
+
+@pytest.mark.parametrize("put", [folder, dangling])
+def test_what_takes_a_checkpoint_s_place_is_set_aside(put, tmp_path: Path) -> None:
+    """A run goes on from the one before, and writes the file again where it was."""
+    config = write_config(tmp_path)
+    settings = ["train.checkpointer.period_epochs=0.34", "train.max_iter=5"]
+    run(config, *settings, f"train.output_dir={tmp_path / 'whole'}")
+    run(config, *settings, "train.max_iter=4")
+    (tmp_path / "run/model_final.pth").unlink()
+    put(tmp_path / "run/model_0000002.pth")
+    (tmp_path / "run/last_checkpoint").write_text("model_0000002.pth")
+    run(config, *settings, "--resume")
+    expected = read_lines(tmp_path / "whole/metrics.json", "total_loss")
+    assert read_lines(tmp_path / "run/metrics.json", "total_loss") == expected
+    assert (tmp_path / "run/model_0000002.pth").is_file()
+    assert (tmp_path / "run/model_0000002.pth.damaged").is_dir() == (put is folder)
+
+
+def test_checkpoint_that_cannot_be_read_is_one_sentence(tmp_path: Path, monkeypatch) -> None:
+    """As on a drive that fails; the one before is taken."""
+    write(tmp_path)
+
+    def broken(path: Path) -> str:
+        if path.name == NAMES[-1]:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    monkeypatch.setattr("detrex_mammo.engine.integrity.file_sha256", broken)
+    with pytest.raises(UserError, match=r"000005.pth' cannot be read \(Input/output error\)"):
+        CheckedFolder(tmp_path).read(NAMES[-1])
+    checkpointer = saver(tmp_path)
+    assert checkpointer.newest()["iteration"] == 3

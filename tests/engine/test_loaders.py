@@ -137,7 +137,7 @@ def test_run_with_a_token_budget(tmp_path: Path) -> None:
         ("sampling.negatives_per_positive=-1", "negatives_per_positive is -1"),
         ("sampling.dataset_weights={c: 1}", "names 'c'"),
         ("token_budget=big", "token_budget is 'big'"),
-        ("total_batch_size=0", "must be a multiple of"),
+        ("total_batch_size=0", "must be above 0 and a multiple of"),
         ("num_workers=-1", "dataloader.train.num_workers is -1; give the processes"),
     ],
 )

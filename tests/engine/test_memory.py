@@ -147,6 +147,7 @@ def test_the_tool() -> None:
         (["--processes", "0"], "--processes is 0"),
         (["train.batch_size=auto"], "give the --memory of one process"),
         (["model.num_clases=1"], "unknown key 'model.num_clases'"),
+        (["--size", "1x1"], "cannot be predicted, because a step of 1x1 without numbers fails"),
     ],
 )
 def test_a_wrong_request_is_one_sentence(arguments: list[str], told: str) -> None:

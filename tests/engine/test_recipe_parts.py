@@ -75,6 +75,25 @@ def test_average_is_evaluated_saved_and_goes_on_after_a_resume(tmp_path: Path) -
         assert found["tiny/error"] == expected
 
 
+def test_a_run_gains_and_loses_its_average_where_it_goes_on(tmp_path: Path) -> None:
+    """A new average is the checkpoint's weights w before its first update, in which
+    d = 0.8 (1 - exp(-1/3)) = 0.226775: d w + (1 - d) w', with w' the weights after the step."""
+    config, final = faulty_config(tmp_path), tmp_path / "run/model_final.pth"
+    run(config, "train.max_iter=4")
+    before = load(final)["model"]
+    run(config, *EMA, "train.max_iter=5", "--resume")
+    content = load(final)
+    assert content["ema"]["updates"] == 1
+    for name, value in content["ema"]["model"].items():
+        expected = 0.226775 * before[name] + 0.773225 * content["model"][name]
+        torch.testing.assert_close(value, expected, rtol=0, atol=1e-6)
+    run(config, "train.max_iter=6", "--resume")
+    assert "ema" not in load(final)
+    log = (tmp_path / "run/log.txt").read_text()
+    assert log.count("no average of the weights: it begins with") == 1
+    assert log.count("checkpoint's average ends here") == 1
+
+
 def test_training_starts_from_the_average_only_when_told(tmp_path: Path) -> None:
     config = faulty_config(tmp_path)
     run(config, *EMA)
@@ -118,6 +137,9 @@ def test_best_by_a_number_of_the_average_holds_the_average(tmp_path: Path) -> No
         (['train.freeze=["backbon"]'], "'backbon', which fits no part .* nearest is 'backbone'"),
         (["train.init.weights=best"], "train.init.weights is 'best'"),
         (["train.clip_grad.params.max_norm=-1"], "max_norm=-1"),
+        (["train.eval_period_epochs=-1"], "train.eval_period_epochs is -1"),
+        (["train.checkpointer.period_epochs=-0.5"], "train.checkpointer.period_epochs is -0.5"),
+        (["train.accumulate=0"], "train.accumulate is 0"),
         (["train.clip_grad.params.norm_type=0"], "norm_type=0"),
         (["train.checkpointer.max_to_keep=2.5"], "max_to_keep is 2.5"),
         (["train.seed=1.5"], "train.seed is 1.5"),

@@ -32,7 +32,7 @@ def test_a_resumed_run_has_two_sessions_and_an_evaluation_its_own(tmp_path: Path
     second = read(run)
     assert [session["mode"] for session in second["sessions"]] == ["training"] * 2
     assert second["sessions"][0] == first["sessions"][0]
-    assert second["training"] == {"images": 12, "batch": 4, "steps": 6}
+    assert second["training"] == {"images": 12, "batch": 4, "steps": 6, "steps_per_epoch": 3}
     for session in second["sessions"]:
         assert session["seconds"] > 0 and session["peak_memory"]["bytes"] > 1e8
         assert session["machine"]["cores"] >= 1 and session["versions"]["torch"]

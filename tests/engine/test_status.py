@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from detrex_mammo.config import find_shipped
+from detrex_mammo.engine import main as main_module
 from detrex_mammo.engine import status
 from detrex_mammo.engine.main import main
 from detrex_mammo.engine.status import StatusFile, describe_end, read_status, reported
@@ -93,6 +94,23 @@ def test_a_users_mistake_is_a_failure(tmp_path: Path, override: str, message: st
     last = read(tmp_path / "run")[-1]
     assert (last["status"], last["exit_code"]) == ("FAILURE", 2)
     assert last["message"].startswith(message)
+
+
+def test_a_run_that_ends_before_its_log_begins(tmp_path: Path, monkeypatch) -> None:
+    def asked_to_leave(folder: Path) -> None:
+        raise SystemExit(143)
+
+    monkeypatch.setattr(main_module.setup, "start_log", asked_to_leave)
+    with pytest.raises(SystemExit):
+        call(write_config(tmp_path))
+    assert [line["status"] for line in read(tmp_path / "run")] == ["STARTED", "INTERRUPTED"]
+
+
+def test_a_mistake_before_there_is_a_folder_makes_none(tmp_path: Path) -> None:
+    for seed in ("1.5", str(2**63)):
+        with pytest.raises(UserError, match="train.seed is .*, but must be a whole number below"):
+            call(write_config(tmp_path), f"train.seed={seed}")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_sentence_of_a_data_loading_process_is_the_message(tmp_path: Path) -> None:

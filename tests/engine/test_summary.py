@@ -15,7 +15,7 @@ def test_by_hand(tmp_path: Path) -> None:
     """Batch 4 of 12 images, 6 steps: 2 epochs; 0.5 s a step: 8 images/s; two starts, 90 s."""
     peak = {"bytes": 3 * 2**30, "of": "GPU memory"}
     sessions = [{"seconds": 60.0, "peak_memory": peak}, {"seconds": 30.0, "peak_memory": peak}]
-    training = {"images": 12, "batch": 4, "steps": 9}
+    training = {"images": 12, "batch": 4, "steps": 9, "steps_per_epoch": 3}
     (tmp_path / "run.json").write_text(json.dumps({"sessions": sessions, "training": training}))
     lines = [{"iteration": i, "total_loss": 9.0 - i, "time": 0.5} for i in range(6)]
     text = "\n".join(json.dumps(line) for line in lines)
@@ -32,6 +32,26 @@ def test_by_hand(tmp_path: Path) -> None:
         ["folder", str(tmp_path)],
         ["checkpoints", "1, 1.5 KiB (model_best.pth)"],
     ]
+
+
+def test_intervals_stand_beside_their_number(tmp_path: Path) -> None:
+    """Names as the FROC evaluator gives them; ``x_low`` is no end of anything."""
+    kpi = {"froc/cpm": 0.5, "a-b/froc/cpm-mass": 0.25, "x_low": 1.0}
+    kpi |= {"froc/cpm_low": 0.4, "froc/cpm_high": 0.625}
+    kpi |= {"a-b/froc/cpm_low-mass": 0.0, "a-b/froc/cpm_high-mass": 1.0}
+    rows = [line.split(maxsplit=1) for line in summarise(tmp_path, kpi).splitlines()]
+    assert rows[:-1] == [
+        ["froc/cpm", "0.5000 [0.4000, 0.6250]"],
+        ["a-b/froc/cpm-mass", "0.2500 [0.0000, 1.0000]"],
+        ["x_low", "1.0000"],
+    ]
+
+
+def test_console_and_summary_count_alike(tmp_path: Path) -> None:
+    settings = ["train.accumulate=5", "train.epochs=2"]  # 20 images a step, 12 are there
+    main(["--config-file", write_config(tmp_path), *settings])
+    log = (tmp_path / "run/log.txt").read_text()
+    assert "step 2/2  epoch 2.00" in log and "2 of 2 (2.00 epochs)" in log
 
 
 def test_a_folder_without_a_run(tmp_path: Path) -> None:

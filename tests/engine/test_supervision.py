@@ -92,3 +92,17 @@ def test_reason_of_each_end(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as ended:
         raise_end(End(0, 143, 4), [str(nothing)] * 4)
     assert ended.value.code == 143
+
+
+def test_signal_between_two_starts_leaves_no_process_to_wait_for() -> None:
+    """The first one is there, the list is not yet; a process beside the run is left alone."""
+    (beside,) = start(wait_for_ever)
+    with pytest.raises(SystemExit) as ended, forwarded_signals():
+        (first,) = start(wait_for_ever)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert ended.value.code == 143
+    first.join(20)
+    assert first.exitcode == -signal.SIGKILL
+    assert beside.is_alive()
+    beside.kill()
+    beside.join()

@@ -23,6 +23,8 @@ from tests.engine.tiny import read_lines, write_config
 class Fake(ModuleType):
     """A package that remembers what it is asked, or fails at it."""
 
+    error: type[BaseException] = ConnectionError
+
     def __init__(self, name: str, fails_at: str = ""):
         super().__init__(name)
         self.__spec__ = importlib.machinery.ModuleSpec(name, None)
@@ -36,7 +38,7 @@ class Fake(ModuleType):
         def call(*args: Any, **more: Any) -> "Fake":
             self.calls.append((name, args, more))
             if name == self.fails_at:
-                raise ConnectionError("no route to\nthe server")
+                raise self.error("no route to\nthe server")
             return self
 
         return call
@@ -92,6 +94,14 @@ def test_an_error_is_told_once_and_breaks_nothing(tmp_path: Path, monkeypatch, f
     log = (run / "log.txt").read_text()
     assert log.count("wandb fails") == 1 and len(fake.named("init")) == 1
     assert "the run goes on: ConnectionError: no route to the server" in log
+
+
+def test_a_package_that_would_leave_does_not_take_the_run_along(tmp_path, monkeypatch) -> None:
+    fake = Fake("wandb", "init")
+    fake.error = SystemExit
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    call(write_config(tmp_path), "train.writers=[wandb]")
+    assert "the run goes on: SystemExit: no route" in (tmp_path / "run/log.txt").read_text()
 
 
 @pytest.mark.parametrize("hangs_at", ["init", "log", "finish"])
