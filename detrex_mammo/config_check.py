@@ -19,7 +19,7 @@ from detrex_mammo.errors import UserError
 PARTS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 DATALOADER_PARTS = ("train", "test", "evaluator")
 # Arguments that the engine supplies when it builds the node.
-FILLED_AT_RUN = {"optimizer.params": {"model"}}
+FILLED_AT_RUN = {"optimizer.params": {"model"}, "dataloader.train": {"sampler", "sampling"}}
 _UNIONS = (Union, UnionType)
 _NUMBERS: dict[type, tuple[tuple[type, ...], str]] = {
     bool: ((bool,), "true or false"),
@@ -163,9 +163,10 @@ def _check_nodes(node: Any, key: str, source: str) -> None:
 def _check_call(node: DictConfig, key: str, source: str) -> None:
     target = resolve_target(node, key, source)
     known, required, open_ended = call_arguments(target)
+    numbers = number_arguments(target)
     for name in node:
-        if name in known:
-            _check_argument(f"{key}.{name}", node[name], number_arguments(target).get(name), source)
+        if name in numbers:
+            _check_argument(f"{key}.{name}", node[name], numbers[name], source)
         if name == "_target_" or name in known:
             continue
         if not open_ended or nearest(str(name), set(known) - set(node), cutoff=0.8):
@@ -175,9 +176,10 @@ def _check_call(node: DictConfig, key: str, source: str) -> None:
         raise UserError(f"{key} in {source} lacks {', '.join(f'{key}.{name}' for name in missing)}")
 
 
-def _check_argument(key: str, value: Any, kind: tuple[type, bool] | None, source: str) -> None:
+def _check_argument(key: str, value: Any, kind: tuple[type, bool], source: str) -> None:
     """Refuse a list, a word or null where the constructor says that it takes a number."""
-    if kind is None or (value is None and kind[1]):
+    is_call = isinstance(value, DictConfig) and "_target_" in value  # which may give a number
+    if is_call or (value is None and kind[1]):
         return
     allowed, words = _NUMBERS[kind[0]]
     if not isinstance(value, allowed) or isinstance(value, bool) != (kind[0] is bool):
@@ -233,7 +235,12 @@ def call_arguments(target: Callable) -> tuple[tuple[str, ...], tuple[str, ...], 
 
 @cache
 def number_arguments(target: Callable) -> dict[str, tuple[type, bool]]:
-    """Arguments annotated as one number or truth value: its type, and whether None will do."""
+    """Arguments annotated as one number or truth value: its type, and whether None will do.
+
+    Only of this package: others may take more than their annotations say.
+    """
+    if str(getattr(target, "__module__", "")).partition(".")[0] != __name__.partition(".")[0]:
+        return {}
     try:
         parameters = inspect.signature(target, eval_str=True).parameters.values()
     except Exception:  # an annotation may name what is not there

@@ -34,7 +34,7 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> None:
             the text as it stands, so that spaces, ``=`` and parentheses need no quoting here. A
             setting that holds text keeps it text (``train.output_dir=2024``). A ``_target_`` lets a
             node call something else (``optimizer._target_=torch.optim.SGD``); arguments in the
-            config that it does not take are left out, with a warning.
+            config that it does not take are left out, with a warning. A key's last value counts.
 
     Raises:
         UserError: not ``key=value``, an unknown key, or a value of the wrong kind.
@@ -47,8 +47,11 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> None:
         if key.startswith(("+", "~")):
             raise UserError(f"override {override!r}: keys cannot be created or removed, only set")
         pairs.append((key, text.strip()))
-    # What is called comes first: the other keys may be arguments that only it takes.
-    for key, text in sorted(pairs, key=lambda pair: not pair[0].endswith(f".{_TARGET}")):
+    # What is called comes first, from the outside in: other keys may be arguments of it alone.
+    # The last one alone: another one before it would leave out arguments that this one takes.
+    targets = {key: text for key, text in pairs if key.endswith(f".{_TARGET}")}
+    others = [pair for pair in pairs if pair[0] not in targets]
+    for key, text in [*sorted(targets.items(), key=lambda pair: pair[0].count(".")), *others]:
         _set(cfg, key, text)
 
 

@@ -152,6 +152,9 @@ def test_another_optimizer_on_the_command_line(tmp_path: Path, caplog) -> None:
     main(["--config-file", str(again), f"train.output_dir={tmp_path / 'again'}"])
     losses = [read_lines(tmp_path / f / "metrics.json", "total_loss") for f in ("run", "again")]
     assert losses[0] == losses[1]
+    back = ["optimizer._target_=torch.optim.Adam", "optimizer.eps=1e-6"]
+    last = load_config(str(path), [sgd[1], *back]).optimizer  # as a sweep appends to a list
+    assert (last._target_, list(last.betas), last.eps) == ("torch.optim.Adam", [0.9, 0.999], 1e-6)
     for wrong, expected in (
         ("optimizer.betas=[0.9, 0.99]", "unknown key 'optimizer.betas'"),
         ("optimizer._target_=torch.optim.SDG", "names 'torch.optim.SDG', which does not exist"),
