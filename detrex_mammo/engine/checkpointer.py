@@ -53,12 +53,14 @@ class RunCheckpointer(DetectionCheckpointer):
         """Write ``name.pth``, to resume from; every process takes part, the main one writes."""
         self.last_saved = extra.get("iteration")
         content = {key: item.state_dict() for key, item in self.checkpointables.items()}
-        if self._write(name, {**content, **extra}):
-            self.tag_last_checkpoint(f"{name}.pth")
+        with self._known_to_all():
+            if self._write(name, {**content, **extra}):
+                self.tag_last_checkpoint(f"{name}.pth")
 
     def save_best(self, **best: Any) -> None:
         """Write ``model_best.pth``: no state to resume from, but how good it is, as ``best``."""
-        self._write(BEST, {"best": best})
+        with self._known_to_all():
+            self._write(BEST, {"best": best})
 
     def best(self) -> dict[str, Any] | None:
         """What :meth:`save_best` was told last, in this start of the run or an earlier one."""
@@ -87,6 +89,20 @@ class RunCheckpointer(DetectionCheckpointer):
         return gathered(self.model.state_dict())
 
     @contextmanager
+    def _known_to_all(self) -> Iterator[None]:
+        """What the disk refuses the main process is an error of all, who end alike."""
+        problem = None
+        try:
+            yield
+        except UserError as error:
+            problem = error
+        told = comm.all_gather(problem and str(problem))[0]
+        if problem is not None:
+            raise problem
+        if told is not None:
+            raise UserError(told)
+
+    @contextmanager
     def _disk_errors(self, name: str) -> Iterator[None]:
         """Tell in one sentence what the disk would not take, and what is left."""
         try:
@@ -107,12 +123,18 @@ class RunCheckpointer(DetectionCheckpointer):
     def keep_newest(self, count: int) -> None:
         """Delete all but the newest ``count`` periodic checkpoints, earlier starts included.
 
-        The one before the newest stays in any case: there must be one to fall back on.
+        The one before the newest stays in any case: there must be one to fall back on. Every
+        process takes part.
         """
-        if not self.save_to_disk or count <= 0:
+        if count <= 0:
             return
+        with self._known_to_all():
+            if self.save_to_disk:
+                self._delete_old(max(count, 2))
+
+    def _delete_old(self, count: int) -> None:
         periodic = [name for name in self._written() if PERIODIC.fullmatch(name)]
-        old = periodic[max(count, 2) :]
+        old = periodic[count:]
         for name in old:
             with self._disk_errors(name):
                 (Path(self.save_dir) / name).unlink(missing_ok=True)

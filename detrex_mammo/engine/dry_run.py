@@ -26,6 +26,7 @@ from detrex_mammo.checkpoint.reading import read_checkpoint
 from detrex_mammo.config import instantiate
 from detrex_mammo.engine import setup
 from detrex_mammo.engine.evaluation import by_name
+from detrex_mammo.engine.failures import told_in_a_sentence
 from detrex_mammo.engine.folder import check_free, output_folder
 from detrex_mammo.engine.ineffective import ineffective
 from detrex_mammo.engine.lengths import period, positive, total_iterations
@@ -143,7 +144,8 @@ def dry_run(cfg: DictConfig, device: str, overrides: Sequence[str] = ()) -> Plan
         for sentence in ineffective(cfg, overrides):
             logger.warning(sentence)
         setup.seed_all(trial.train.seed + comm.get_rank())
-        train(trial, device, folder, resume=False)
+        with told_in_a_sentence(folder):
+            train(trial, device, folder, resume=False)
         batches = _test_batches(cfg)
         check_images(cfg)
         plan = make_plan(cfg, folder, batches) if comm.is_main_process() else None
@@ -163,7 +165,9 @@ def check_images(cfg: DictConfig) -> None:
     for key, node in {"dataloader.train": cfg.dataloader.train, **nodes}.items():
         dataset = instantiate(node.get("dataset")) or ()
         items = (dataset[index] for index in range(len(dataset)))
-        known = [str(item["file_name"]) for item in items if "file_name" in item]
+        records = (item for item in items if isinstance(item, Mapping))
+        known = [str(item["file_name"]) for item in records if "file_name" in item]
+        known = [name for name in known if "://" not in name]  # which only their reader finds
         missing = [name for name in counted(known, "look for images") if not os.path.exists(name)]
         if missing:
             raise UserError(

@@ -21,8 +21,11 @@ _DEAD_WORKER = re.compile(
 
 
 @contextmanager
-def told_in_a_sentence() -> Iterator[None]:
+def told_in_a_sentence(folder: Path) -> Iterator[None]:
     """Turn a full or lost disk, and the death of a process that loads images, into a sentence.
+
+    Args:
+        folder: of the run. A file that is missing elsewhere is a bug, which keeps its traceback.
 
     Raises:
         UserError: one of these.
@@ -34,7 +37,7 @@ def told_in_a_sentence() -> Iterator[None]:
             raise _dead_worker("has died") from error
         code, name = getattr(error, "errno", None), getattr(error, "filename", None)
         name = os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else ""
-        if code in _BROKEN or (code in _GONE and name):
+        if code in _BROKEN or (code in _GONE and name and _is_lost(code, name, folder)):
             raise UserError(
                 f"{repr(name) if name else 'a file'} cannot be read or written any more "
                 f"({error.strerror}): bring its folder or disk back and go on with --resume"
@@ -52,6 +55,13 @@ def told_in_a_sentence() -> Iterator[None]:
             raise
         how = f"was killed ({found[3].strip()})" if found[3] else "has died"
         raise _dead_worker(f"(pid {found[1]}) {how}") from error
+
+
+def _is_lost(code: int, name: str, folder: Path) -> bool:
+    """Whether a file of the run cannot be there, or not be written, any more."""
+    path, run = (Path(os.path.abspath(place)) for place in (name, folder))
+    is_missing = code in (errno.ENOENT, errno.ENOTDIR)
+    return path.is_relative_to(run) and not (is_missing and run.is_dir())
 
 
 def _is_of_a_handover(error: BaseException) -> bool:

@@ -122,7 +122,7 @@ def run(
         for sentence in ineffective(cfg, overrides):
             logger.warning(sentence)
         setup.seed_all(cfg.train.seed + comm.get_rank())
-        with errors_of_workers():
+        with errors_of_workers(), told_in_a_sentence(folder):
             if eval_only:
                 results = evaluate_only(cfg, device, folder)
             else:
@@ -153,7 +153,6 @@ def prepare_folder(cfg: DictConfig, eval_only: bool, resume: bool) -> Path:
     return folder
 
 
-@told_in_a_sentence()
 def evaluate_only(cfg: DictConfig, device: str, folder: Path) -> dict[str, Any]:
     """Evaluate ``train.init_checkpoint``; metrics.json and predictions go into ``folder``."""
     record = RunRecord(folder, device, "evaluation")

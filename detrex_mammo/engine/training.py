@@ -28,7 +28,6 @@ from detrex_mammo.engine.console import ConsoleWriter
 from detrex_mammo.engine.early_stopping import EarlyStopping
 from detrex_mammo.engine.ema import Averaging, Ema
 from detrex_mammo.engine.evaluation import Evaluation, by_name, evaluated_datasets
-from detrex_mammo.engine.failures import told_in_a_sentence
 from detrex_mammo.engine.freezing import freeze
 from detrex_mammo.engine.history import EvaluationHistory, repair_metrics
 from detrex_mammo.engine.hooks import Checkpoints, Evaluations, LearningRate
@@ -61,7 +60,6 @@ FAST_DEV_RUN_STEPS = 2
 METRICS = "metrics.json"
 
 
-@told_in_a_sentence()
 def train(cfg: DictConfig, device: str, folder: Path, resume: bool) -> dict[str, Any]:
     """Train a config, and evaluate it as it asks.
 

@@ -1,8 +1,11 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
 """The best checkpoint of a run."""
 
+import errno
 import json
 import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ import torch
 from detrex_mammo.config_check import nearest
 from detrex_mammo.engine.best import BestCheckpoint
 from detrex_mammo.engine.checkpointer import RunCheckpointer
+from detrex_mammo.engine.integrity import CheckedFolder
 from detrex_mammo.engine.main import main
 from detrex_mammo.errors import UserError
 from tests.engine.tiny import TinyDetector, read_lines, write_config
@@ -127,3 +131,30 @@ def test_what_cannot_be_is_refused_at_the_start(arguments, expected: str, tmp_pa
     with pytest.raises(UserError, match=expected):
         run(config, *arguments)
     assert not (tmp_path / "run/config.yaml").exists()
+
+
+def refuse_best(files: CheckedFolder, name: str, write: Callable) -> None:
+    """A disk that has no room for the best checkpoint alone."""
+    if name == "model_best.pth":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    real_write(files, name, write)
+
+
+real_write = CheckedFolder.write
+FULL = """
+from detrex_mammo.engine.integrity import CheckedFolder
+from tests.engine.test_best import refuse_best
+CheckedFolder.write = refuse_best
+"""
+
+
+def test_full_disk_is_known_to_all_processes(tmp_path: Path, monkeypatch) -> None:
+    """Only the main one writes; the other must not go on to where the main one never comes."""
+    monkeypatch.setattr(CheckedFolder, "write", real_write)  # put back what the config changes
+    path = Path(write_config(tmp_path))
+    path.write_text(path.read_text() + FULL)
+    arguments = ["train.best.metric=tiny/error", "train.checkpointer.period_epochs=0"]
+    with pytest.raises(UserError, match="'model_best' cannot be written .*No space left"):
+        main(["--config-file", str(path), "--num-gpus", "2", "train.eval_period_epochs=1",
+              *arguments])  # fmt: skip
+    assert (tmp_path / "run/model_0000002.pth").is_file()

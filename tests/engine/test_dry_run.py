@@ -131,6 +131,12 @@ def test_an_image_that_no_step_reads_is_missed(tmp_path: Path) -> None:
         dry_run.check_images(cfg)
 
 
+def test_an_image_at_an_address_is_left_to_its_reader() -> None:
+    records = [{"file_name": "store://images/1.png"}, {"image_id": 2}, 3]
+    loader = {"_target_": "builtins.dict", "dataset": records}
+    dry_run.check_images(OmegaConf.create({"dataloader": {"train": loader}}))
+
+
 def test_a_run_without_test_data(tmp_path: Path) -> None:
     path = Path(write_config(tmp_path))
     path.write_text(path.read_text() + "del dataloader['test'], dataloader['evaluator']\n")

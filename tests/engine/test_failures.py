@@ -17,7 +17,7 @@ from detrex_mammo.engine.hooks import LearningRate
 from detrex_mammo.engine.loaders import build_test_loader
 from detrex_mammo.errors import UserError
 from tests.engine.faults import faulty_config, run
-from tests.engine.tiny import read_lines, tiny_dataset
+from tests.engine.tiny import TinyMapper, read_lines, tiny_dataset, write_config
 
 SKIP = ["dataloader.train.mapper.unreadable=[3,7]", "dataloader.train.on_error=skip"]
 
@@ -91,9 +91,9 @@ def test_worker_that_dies_while_it_hands_over_a_batch_is_one_sentence(monkeypatc
     """As multiprocessing sees it where nobody is behind the address any more."""
     monkeypatch.setattr(connection, "Client", Mock(side_effect=ConnectionResetError(104, "")))
     with pytest.raises(UserError, match="a process that loads images has died"):
-        with told_in_a_sentence():
+        with told_in_a_sentence(Path("run")):
             resource_sharer._ResourceSharer.get_connection(("address", 1))
-    with pytest.raises(ConnectionResetError), told_in_a_sentence():
+    with pytest.raises(ConnectionResetError), told_in_a_sentence(Path("run")):
         raise ConnectionResetError(104, "of a server, say")
 
 
@@ -129,7 +129,7 @@ def test_batch_that_cannot_be_handed_over_is_one_sentence(kind: str) -> None:
         loader = build_test_loader(LazyCall(lambda: build_detection_test_loader(**settings))())
     loader.timeout = 30
     with pytest.raises(UserError, match="process that loads images .* /dev/shm is full"):
-        with told_in_a_sentence():
+        with told_in_a_sentence(Path("run")):
             next(iter(loader))
 
 
@@ -147,10 +147,41 @@ def test_folder_that_is_removed_is_one_sentence(step: int, tmp_path: Path, monke
         run(faulty_config(tmp_path))
 
 
-def test_lost_disk_is_one_sentence() -> None:
-    for error in (OSError(30, "Read-only file system"), PermissionError(13, "denied", b"a.json")):
+def test_lost_disk_is_one_sentence(tmp_path: Path) -> None:
+    name = str(tmp_path / "run/a.json")
+    for error in (
+        OSError(30, "Read-only file system"),
+        PermissionError(13, "denied", name.encode()),
+        IsADirectoryError(21, "Is a directory", name),
+        FileNotFoundError(2, "No such file", name),  # nor is there the folder
+    ):
         with pytest.raises(UserError, match="cannot be read or written any more"):
-            with told_in_a_sentence():
+            with told_in_a_sentence(tmp_path / "run"):
                 raise error
-    with pytest.raises(PermissionError), told_in_a_sentence():
-        raise PermissionError(13, "of a socket, say")
+
+
+def test_bug_about_files_keeps_its_traceback(tmp_path: Path) -> None:
+    """Somebody's own code that opens what is not there has not lost a disk."""
+    for error in (
+        PermissionError(13, "of a socket, say"),
+        PermissionError(13, "denied", str(tmp_path.parent / "other.json")),
+        FileNotFoundError(2, "No such file", "no/such/table.csv"),
+        FileNotFoundError(2, "No such file", str(tmp_path / "run.csv")),  # the folder is there
+    ):
+        with pytest.raises(type(error)), told_in_a_sentence(tmp_path):
+            raise error
+
+
+class OpensNothing(TinyMapper):
+    """Reads a table that is not there."""
+
+    def __call__(self, item: dict) -> dict:
+        Path("no/such/table.csv").read_text()
+        return super().__call__(item)
+
+
+def test_bug_of_a_mapper_is_not_a_lost_disk(tmp_path: Path) -> None:
+    mapper = f"dataloader.train.mapper._target_={__name__}.OpensNothing"
+    config = write_config(tmp_path)
+    with pytest.raises(FileNotFoundError, match="table.csv"):
+        run(config, mapper)
