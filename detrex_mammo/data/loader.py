@@ -236,7 +236,8 @@ def _end_with_its_batch(error: Exception, batch: Any) -> None:
 
     Python itself drops the batch, and the process that trains would wait for it forever.
     """
-    print(f"a batch cannot be handed over: {error}", file=sys.stderr, flush=True)
+    reason = f"{type(error).__name__}: {error}"
+    print(f"a batch cannot be handed over: {reason}", file=sys.stderr, flush=True)
     os._exit(1)
 
 
@@ -263,12 +264,13 @@ def _end_when_told() -> None:
 
     torch looks for the latter too, but not for a parent that was killed while this one started.
     """
-    parent = multiprocessing.parent_process().pid
+    parent = multiprocessing.parent_process()
     served = getattr(multiprocessing.context, "ForkServerProcess", ())  # is a server's child
     is_child = not isinstance(multiprocessing.current_process(), served)
-    while not (is_child and os.getppid() != parent):
+    # A forked process may hold its siblings' ends of their pipes, which then look alive.
+    while os.getppid() == parent.pid if is_child else parent.is_alive():
         told = signal.sigtimedwait(SIGNALS, LOOK_SECONDS)
-        if told is not None and told.si_pid == parent:
+        if told is not None and told.si_pid == parent.pid:
             break
     os._exit(0)
 

@@ -9,7 +9,7 @@ from typing import Any
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.structures import Instances
 from detectron2.utils import comm
-from torch import nn
+from torch import Tensor, nn
 
 from detrex_mammo.engine import interruption
 from detrex_mammo.errors import UserError
@@ -77,7 +77,7 @@ class LeavingEvaluator(DatasetEvaluator):
         """Take what the model says of some images."""
         for item, output in zip(inputs, outputs):
             if not self.problem and not _is_finite(output):
-                self.problem = str(item.get("file_name", item.get("image_id")))
+                self.problem = str(item.get("file_name") or item.get("image_id"))
         if not self.problem:
             self.evaluator.process(inputs, outputs)
 
@@ -111,8 +111,8 @@ def _is_finite(output: Any) -> bool:
         return True
     fields = found.get_fields()
     boxes = fields.get("pred_boxes")
-    values = [fields.get("scores"), None if boxes is None else boxes.tensor]
-    return all(value is None or bool(value.isfinite().all()) for value in values)
+    values = [fields.get("scores"), getattr(boxes, "tensor", boxes)]
+    return all(bool(value.isfinite().all()) for value in values if isinstance(value, Tensor))
 
 
 def run_evaluator(

@@ -110,7 +110,7 @@ def load_initial(
             f"--eval-only evaluates the checkpoint's own heads, but {path!r} has none for "
             f"{', '.join(report.fresh_classes)}: train them first"
         )
-    _require_finite(state, path)
+    _require_finite(state, model, path)
     load_weights(model, state, path, lambda name: name.endswith(_COUNTER))
     _tell(report, path, initial, policy)
 
@@ -205,7 +205,7 @@ def _load_backbone(model: nn.Module, initial: Initial, path: str, evaluate: bool
         for name, value in initial.state.items()
         if name in wanted or not deepest or name.split(".")[1] <= deepest or "stem" in name
     }
-    _require_finite(state, path)
+    _require_finite(state, model, path)
     kept = load_weights(model, state, path, _not_in_a_backbone_file)
     logger.info(
         "loaded %d backbone tensors from %s; %d tensors outside the backbone start at random",
@@ -215,8 +215,13 @@ def _load_backbone(model: nn.Module, initial: Initial, path: str, evaluate: bool
     )
 
 
-def _require_finite(state: Mapping[str, torch.Tensor], path: str) -> None:
-    bad = [name for name, value in state.items() if not value.isfinite().all()]
+def _require_finite(state: Mapping[str, torch.Tensor], model: nn.Module, path: str) -> None:
+    buffers = dict(model.named_buffers())  # a mask among them may hold -inf
+    bad = [
+        name
+        for name, value in state.items()
+        if (value.isnan().any() if name in buffers else not value.isfinite().all())
+    ]
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise UserError(

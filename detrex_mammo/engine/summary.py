@@ -83,7 +83,9 @@ def _training_rows(record: Mapping[str, Any], lines: list[dict[str, Any]]) -> li
     if not training or not steps:
         return []
     done = int(steps[-1]["iteration"]) + 1
-    epochs = done / training["steps_per_epoch"]
+    # A run of an earlier version has noted its images alone.
+    per_epoch = training.get("steps_per_epoch", max(training["images"], 1) / training["batch"])
+    epochs = done / per_epoch
     rows = [("steps", f"{done} of {training['steps']} ({epochs:.2f} epochs)")]
     losses = [line["total_loss"] for line in steps]
     rows.append(("total_loss", f"{losses[0]:.4f} -> {losses[-1]:.4f}"))

@@ -202,9 +202,28 @@ list(DataLoader(range(3), num_workers=1, worker_init_fn=late, multiprocessing_co
 """
 
 
-def test_a_parent_that_was_killed_while_its_worker_started_is_noticed() -> None:
-    """The worker's output ends when it has ended."""
-    started = subprocess.Popen([sys.executable, "-c", LATE], stdout=subprocess.PIPE, text=True)
+SERVED = """
+import os, time
+from torch.utils.data import DataLoader
+from detrex_mammo.data.loader import start_worker
+
+def tell(worker):
+    print(os.getpid(), flush=True)
+    start_worker(worker)
+
+if __name__ == "__main__":
+    next(iter(DataLoader(range(3), num_workers=1, worker_init_fn=tell,
+                         multiprocessing_context="forkserver")))
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("script", [LATE, SERVED])
+def test_a_parent_that_was_killed_is_noticed(script: str, tmp_path: Path) -> None:
+    """While its worker started, or behind a server of forks; output ends when all have ended."""
+    (tmp_path / "script.py").write_text(script)
+    command = [sys.executable, str(tmp_path / "script.py")]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     worker = int(started.stdout.readline())
     started.kill()
     started.wait()

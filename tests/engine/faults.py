@@ -1,6 +1,7 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
 """A detector and a mapper that break on demand, and runs that can be killed."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -112,6 +113,7 @@ def start(config: str, *arguments: str) -> int:
     if child == 0:
         # As multiprocessing does in what it forks: the processes of the parent are not its own.
         multiprocessing.process._children.clear()
+        gc.freeze()  # nor is what the tests before have left to the garbage collector, as loaders
         code = 1
         try:
             with open(os.devnull, "w") as sink:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.evaluation import DatasetEvaluators
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from torch import nn
@@ -284,6 +284,20 @@ def test_nan_is_not_scored(field: str, tmp_path: Path) -> None:
     assert "the image '1.png' is not finite and cannot be scored" in (tmp_path / "0").read_text()
     evaluate_nan(tmp_path, 5, field)
     assert (tmp_path / "0").read_text() == "scored"
+
+
+def test_boxes_of_another_form_are_scored() -> None:
+    """Of somebody's own model and evaluator: boxes in a tensor, scores in a list, no names."""
+    model, seen = nn.Identity(), []
+    found = {"instances": Instances((8, 8), scores=[1.0], pred_boxes=torch.ones(1, 4))}
+    model.forward = lambda batch: [found]
+    evaluator = DatasetEvaluator()
+    evaluator.process = lambda inputs, outputs: seen.extend(outputs)
+    run_evaluator(model, [[{"file_name": "", "image_id": 7}]], evaluator)
+    assert seen == [found]
+    found["instances"].pred_boxes[0, 0] = torch.nan
+    with pytest.raises(UserError, match="the image '7' is not finite"):
+        run_evaluator(model, [[{"file_name": "", "image_id": 7}]], evaluator)
 
 
 def test_nan_in_one_process_is_known_to_all(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 # Copyright (c) The detrex_mammo authors. Licensed under Apache-2.0.
 """``train.init_checkpoint``: any project's weights in a run, whole or refused in one sentence."""
 
+import math
 import pickle
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from omegaconf import OmegaConf
 
 from detrex_mammo.config import get_config, instantiate, load_config
 from detrex_mammo.engine.initial import load_initial
+from detrex_mammo.engine.main import main
+from detrex_mammo.errors import UserError
 from tests.checkpoint.attack import Attack, sentence
 from tests.checkpoint.other_names import rename
 from tests.engine.starts import (
@@ -24,7 +27,7 @@ from tests.engine.starts import (
     write_form,
     write_own,
 )
-from tests.engine.tiny import TinyDetector
+from tests.engine.tiny import TinyDetector, write_config
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -264,3 +267,27 @@ def test_weights_that_are_not_finite_are_refused(
     torch.save(content, path)
     error = refuse(capsys, configs["two_stage"], path, tmp_path / "run", *arguments)
     assert "not finite (class_embed.0.bias)" in error
+
+
+class Masked(TinyDetector):
+    """Keeps a mask of attention with its weights."""
+
+    def __init__(self, width: int = 8):
+        super().__init__(width)
+        self.register_buffer("mask", torch.full((2, 2), -math.inf).triu(1))
+
+
+def test_a_mask_may_be_infinite(tmp_path: Path) -> None:
+    """-inf before a softmax is what masks are made of; NaN is not."""
+    config = Path(write_config(tmp_path))
+    target = f"model._target_={__name__}.Masked"
+    main(["--config-file", str(config), target, "train.max_iter=1"])
+    first = tmp_path / "run/model_final.pth"
+    again = [target, "train.max_iter=1", f"train.init_checkpoint={first}"]
+    main(["--config-file", str(config), *again, f"train.output_dir={tmp_path / 'again'}"])
+    assert (tmp_path / "again/model_final.pth").is_file()
+    content = torch.load(first, weights_only=True)
+    content["model"]["mask"][0, 0] = math.nan
+    torch.save(content, first)
+    with pytest.raises(UserError, match=r"not finite \(mask\)"):
+        main(["--config-file", str(config), *again, f"train.output_dir={tmp_path / 'last'}"])

@@ -34,6 +34,14 @@ def test_by_hand(tmp_path: Path) -> None:
     ]
 
 
+def test_a_run_of_an_earlier_version_counts_its_images(tmp_path: Path) -> None:
+    """Batch 8 of 12 images, 6 steps: 4 epochs."""
+    training = {"images": 12, "batch": 8, "steps": 9}
+    (tmp_path / "run.json").write_text(json.dumps({"training": training}))
+    (tmp_path / "metrics.json").write_text('{"iteration": 5, "total_loss": 1.0}\n')
+    assert "6 of 9 (4.00 epochs)" in summarise(tmp_path, {})
+
+
 def test_intervals_stand_beside_their_number(tmp_path: Path) -> None:
     """Names as the FROC evaluator gives them; ``x_low`` is no end of anything."""
     kpi = {"froc/cpm": 0.5, "a-b/froc/cpm-mass": 0.25, "x_low": 1.0}
