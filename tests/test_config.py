@@ -136,17 +136,17 @@ def test_a_loader_of_ones_own_gets_what_the_engine_has(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("key", "value"),
     [
-        "model.width = 8.0",  # a class of somebody else may take more than its annotation says
-        "model.dropout = [0.1, 0.2]",
-        "optimizer.params.lr = dict(_target_='tests.test_config.rate')",
+        ("model.width", 8.0),  # a class of somebody else may take more than its annotation says
+        ("model.dropout", [0.1, 0.2]),
+        ("optimizer.params.lr", {"_target_": "tests.test_config.rate"}),
     ],
 )
-def test_what_may_work_is_not_refused(change: str, tmp_path: Path) -> None:
+def test_what_may_work_is_not_refused(key: str, value, tmp_path: Path) -> None:
     path = Path(write_config(tmp_path))
-    path.write_text(path.read_text() + change + "\n")
-    load_config(str(path))
+    path.write_text(f"{path.read_text()}{key} = {value!r}\n")
+    assert OmegaConf.select(load_config(str(path)), key) == value
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import logging
 import random
 import secrets
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,11 @@ class _LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Go on."""
+
+    def close(self) -> None:
+        """Close it, without what the disk has no room for."""
+        with suppress(OSError):
+            super().close()
 
 
 def start_log(folder: Path) -> None:

@@ -26,7 +26,10 @@ def saved(folder: Path) -> dict:
 
 @pytest.mark.parametrize(
     ("mode", "values", "steps"),
-    [("max", [5.0, 3.0, 7.0, 7.0, math.nan], [0, 2]), ("min", [5.0, 3.0, 7.0, 1.0], [0, 1, 3])],
+    [
+        ("max", [5.0, math.inf, 7.0, 7.0, math.nan], [0, 2]),
+        ("min", [5.0, 3.0, 7.0, 1.0], [0, 1, 3]),
+    ],
 )
 def test_file_changes_when_a_value_is_better_than_all_before(
     mode: str, values: list[float], steps: list[int], tmp_path: Path

@@ -51,8 +51,9 @@ def test_empty_folder_has_nothing_to_resume(tmp_path: Path) -> None:
 def test_weights_alone_are_not_resumed(tmp_path: Path) -> None:
     checkpointer = RunCheckpointer(TinyDetector(), str(tmp_path))
     checkpointer.save("model_final")
-    with pytest.raises(UserError, match="no trainer state"):
-        next_step(checkpointer.newest(), tmp_path)
+    for trainer in ({}, {"trainer": {}}, {"trainer": "text"}):
+        with pytest.raises(UserError, match="no trainer state"):
+            next_step({**checkpointer.newest(), **trainer}, tmp_path)
 
 
 def test_kill_while_writing_leaves_the_last_whole_file(tmp_path: Path, monkeypatch) -> None:

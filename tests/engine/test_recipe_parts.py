@@ -41,6 +41,26 @@ def test_average_by_hand() -> None:
     assert model.weight.item() == 3.0
 
 
+def test_weights_are_whole_again_after_an_interruption(monkeypatch) -> None:
+    """It comes when the first of two weights has been exchanged."""
+    model = torch.nn.Linear(1, 1)
+    ema = Ema(model, decay=0.5, warmup=0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    ema.average = {name: value + 1 for name, value in ema.average.items()}
+    put = Ema._put
+
+    def interrupted(self, values) -> None:
+        if values is ema.average:
+            put(self, {**before, "weight": values["weight"]})
+            raise KeyboardInterrupt
+        put(self, values)
+
+    monkeypatch.setattr(Ema, "_put", interrupted)
+    with pytest.raises(KeyboardInterrupt), ema.in_place():
+        pass
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_counters_of_norms_are_copied_and_constant_weights_stay() -> None:
     model = torch.nn.BatchNorm1d(2)
     ema = Ema(model, decay=0.9, warmup=0)
